@@ -1,0 +1,72 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from langmerge.errors import InputError
+from langmerge.locales import canonical_locale
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder with massive/ and sib200/ (default: $LANGMERGE_DATA, else ../shared/data)."
+    ),
+]
+Locales = Annotated[str, typer.Option("--locales", help="Locales, separated by commas.")]
+PoolArgument = Annotated[Path, typer.Argument(help="The pool's folder.", metavar="POOL")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows of each locale.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param", "-p", help="A parameter of the method, name=value; may be repeated.", metavar="NAME=VALUE"
+    ),
+]
+
+
+def locale_list(text: str) -> list[str]:
+    """`en-US,de-DE` as a list without repeats, in one spelling.
+
+    Raises:
+        InputError: nothing in it.
+        LocaleError: one is no locale.
+    """
+    found = [canonical_locale(part) for part in text.split(",") if part.strip()]
+    if not found:
+        raise InputError("--locales is empty: give one or more, like sw-KE,cy-GB")
+    return list(dict.fromkeys(found))
+
+
+def parameter_values(pairs: list[str] | None) -> dict[str, Any]:
+    """`density=0.2` pairs as a mapping; values are read as YAML scalars.
+
+    Raises:
+        InputError: a pair without a name or an equals sign.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InputError(f"-p {pair!r} is no parameter: write name=value, like -p density=0.2")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def source_count(text: str) -> int | None:
+    """`5` or `all` (None).
+
+    Raises:
+        InputError: neither a whole number of 1 or more nor `all`.
+    """
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"-k is {text!r}: give a number of sources, 1 or more, or all")
+    return int(text)

@@ -1,0 +1,231 @@
+"""Scores and the transfer matrix; every example's logits are kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from langmerge.errors import CheckpointError
+from langmerge.models import (
+    best_device,
+    encode,
+    has_fast_bf16,
+    load_classifier,
+    load_tokenizer,
+    predict_logits,
+)
+from langmerge.pool import Pool
+from langmerge.progress import Progress, silent
+from langmerge.results import Logits, folder_signature, load_logits, signature
+from langmerge.selection import TransferMatrix
+from langmerge.tasks import Examples, Interval, Task, accuracy, bootstrap_interval, macro_f1
+
+MAX_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy and macro-F1 in [0, 1] with bootstrap 95 % intervals over rows.
+
+    Attributes:
+        accuracy: share of rows predicted right.
+        accuracy_interval: of it.
+        macro_f1: mean of the classes' F1.
+        macro_f1_interval: of it.
+        rows: number of rows.
+        signature: of what was scored.
+    """
+
+    accuracy: float
+    accuracy_interval: Interval
+    macro_f1: float
+    macro_f1_interval: Interval
+    rows: int
+    signature: str
+
+
+def score(logits: Logits) -> Score:
+    """Both metrics of one model on one locale's split."""
+    labels, predictions = logits.labels, logits.predictions
+    return Score(
+        accuracy(labels, predictions),
+        bootstrap_interval(labels, predictions),
+        macro_f1(labels, predictions),
+        bootstrap_interval(labels, predictions, metric="macro_f1"),
+        len(labels),
+        logits.signature,
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One locale's split, tokenised."""
+
+    examples: Examples
+    encoded: list[list[int]]
+
+
+class Evaluator:
+    """Scores models that share a task and a tokenizer; every locale is read and tokenised once.
+
+    Args:
+        task: what is scored.
+        tokenizer: of every model.
+        limits: at most so many rows of a split; splits that are not named are whole.
+    """
+
+    def __init__(self, task: Task, tokenizer: Any, *, limits: Mapping[str, int | None] | None = None) -> None:
+        self.task, self.limits = task, dict(limits or {})
+        self._tokenizer = tokenizer
+        self._rows: dict[tuple[str, str], Rows] = {}
+
+    def rows(self, locale: str, split: str) -> Rows:
+        """The tokenised rows of a locale's split."""
+        key = (locale, split)
+        if key not in self._rows:
+            examples = self.task.load(locale, split).limited(self.limits.get(split))
+            self._rows[key] = Rows(examples, encode(self._tokenizer, examples.texts, max_length=MAX_LENGTH))
+        return self._rows[key]
+
+    def signature(self, model: str, locale: str, split: str) -> str:
+        """What a cell's numbers came from: model, data, rows, precision and version."""
+        return signature(
+            {
+                "model": model,
+                "task": self.task.name,
+                "revision": self.task.revision,
+                "locale": locale,
+                "split": split,
+                "limit": self.limits.get(split),
+                "max_length": MAX_LENGTH,
+                "bf16": has_fast_bf16(best_device()),
+                "langmerge": version("langmerge"),
+            }
+        )
+
+    def logits(
+        self,
+        model: Callable[[], Any],
+        model_signature: str,
+        locale: str,
+        split: str,
+        *,
+        kept: Path | None = None,
+    ) -> Logits:
+        """Logits of a model on a locale's split, read from `kept` where they are there with the same signature.
+
+        Args:
+            model: gives the classifier; only called if there is something to compute.
+            model_signature: of its weights.
+            locale: the locale.
+            split: the split.
+            kept: file to read from or write to.
+        """
+        own = self.signature(model_signature, locale, split)
+        if kept is not None and (found := load_logits(kept, own)) is not None:
+            return found
+        rows = self.rows(locale, split)
+        classifier = model()
+        values = predict_logits(classifier, rows.encoded)[:, _columns(classifier, self.task)]
+        made = Logits(own, rows.examples.ids, rows.examples.labels, values)
+        if kept is not None:
+            made.save(kept)
+        return made
+
+
+def _columns(classifier: Any, task: Task) -> list[int]:
+    """Where the classifier keeps each of the task's labels: logits are matched by name, as heads are."""
+    names = {str(name): int(column) for column, name in classifier.config.id2label.items()}
+    if missing := [label for label in task.labels if label not in names]:
+        raise CheckpointError(
+            f"the model {classifier.name_or_path} has no output for {task.name}'s labels {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}: it was trained for another task"
+        )
+    return [names[label] for label in task.labels]
+
+
+def evaluate_model(
+    folder: Path, task: Task, locales: Sequence[str], *, split: str = "test", limit: int | None = None
+) -> dict[str, Logits]:
+    """One model's logits on several locales.
+
+    Raises:
+        CheckpointError: no model there, or it was trained for other labels.
+        LocaleError: the task has no such locale.
+    """
+    for locale in locales:
+        task.load(locale, split)
+    model = load_classifier(folder)
+    evaluator = Evaluator(task, load_tokenizer(folder), limits={split: limit})
+    own = folder_signature(folder)
+    return {locale: evaluator.logits(lambda: model, own, locale, split) for locale in locales}
+
+
+class PoolEvaluator(Evaluator):
+    """An evaluator for a pool, whose experts' logits are kept in the pool's folder, one file per cell.
+
+    Args:
+        pool: the pool.
+        task: its task, loaded.
+        limits: at most so many rows of a split.
+    """
+
+    def __init__(self, pool: Pool, task: Task, *, limits: Mapping[str, int | None] | None = None) -> None:
+        super().__init__(task, load_tokenizer(pool.base_folder), limits=limits)
+        self.pool = pool
+        self._loaded: tuple[str, Any] | None = None
+
+    def cell(self, expert: str, locale: str, split: str) -> Logits:
+        """One expert's logits on one locale's split."""
+        kept = self.pool.root / "logits" / split / locale / f"{expert}.npz"
+        return self.logits(
+            lambda: self._model(expert), folder_signature(self.pool.expert(expert)), locale, split, kept=kept
+        )
+
+    def _model(self, expert: str) -> Any:
+        if self._loaded is None or self._loaded[0] != expert:
+            self._loaded = (expert, load_classifier(self.pool.expert(expert)))
+        return self._loaded[1]
+
+
+def transfer_matrix(
+    evaluator: PoolEvaluator,
+    *,
+    split: str = "dev",
+    locales: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> TransferMatrix:
+    """Every expert's accuracy on every locale; cells that are kept already are not computed again.
+
+    Args:
+        evaluator: of the pool.
+        split: dev for choosing.
+        locales: the columns; the pool's locales by default.
+        progress: told about every cell.
+
+    Returns:
+        The matrix, also written to `<pool>/transfer.<split>.json`.
+    """
+    pool = evaluator.pool
+    columns = tuple(pool.locales if locales is None else locales)
+    values = np.full((len(pool.locales), len(columns)), np.nan)
+    signatures = []
+    with progress(f"transfer matrix on {split}", values.size) as advance:
+        for row, expert in enumerate(pool.locales):
+            for column, locale in enumerate(columns):
+                found = evaluator.cell(expert, locale, split)
+                values[row, column] = accuracy(found.labels, found.predictions)
+                signatures.append(found.signature)
+                advance(1)
+    provenance = {
+        "task": evaluator.task.name,
+        "revision": evaluator.task.revision,
+        "limit": evaluator.limits.get(split),
+        "signature": signature(signatures),
+    }
+    matrix = TransferMatrix(pool.locales, columns, values, split, provenance=provenance)
+    matrix.save(pool.root / f"transfer.{split}.json")
+    return matrix

@@ -1,0 +1,118 @@
+"""Candidates: merges that are scored in memory, without being written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from langmerge.engine import Plan, make_plan, merged_tensors, recipe_payload
+from langmerge.evaluate import PoolEvaluator
+from langmerge.experiments.grid import MethodChoice
+from langmerge.methods import EXACTLY_TWO
+from langmerge.models import load_classifier
+from langmerge.recipe import Recipe
+from langmerge.results import Logits, signature
+from langmerge.selection import Selection, TransferMatrix, select_sources
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merge for a target.
+
+    Attributes:
+        target: the locale.
+        mode: ExcTar or IncTar.
+        choice: method and parameters.
+        selection: sources and coefficients.
+    """
+
+    target: str
+    mode: str
+    choice: MethodChoice
+    selection: Selection
+
+
+def candidates(
+    matrix: TransferMatrix,
+    target: str,
+    *,
+    ks: tuple[int | str, ...],
+    modes: tuple[str, ...],
+    methods: tuple[MethodChoice, ...],
+) -> list[Candidate]:
+    """Every merge of a grid for one target, without repeats.
+
+    A k of `all`, or beyond what there is, takes every source. Methods for exactly two sources take the best two, once.
+    """
+    found: dict[tuple[str, str, int], Candidate] = {}
+    for mode in modes:
+        include = mode == "IncTar"
+        most = sum(1 for source in matrix.sources if include or source != target)
+        for choice in methods:
+            for k in ks:
+                size = 2 if choice.method in EXACTLY_TWO else most if k == "all" else min(int(k), most)
+                selection = select_sources(
+                    matrix,
+                    target,
+                    k=size,
+                    include_target=include,
+                    weights=choice.weights,
+                    temperature=choice.temperature,
+                )
+                found.setdefault((mode, choice.name, size), Candidate(target, mode, choice, selection))
+    return list(found.values())
+
+
+class CandidateScorer:
+    """Merges candidates into one resident model and scores them.
+
+    Args:
+        evaluator: of the pool that the sources come from.
+    """
+
+    def __init__(self, evaluator: PoolEvaluator) -> None:
+        self._evaluator = evaluator
+        self._resident: Any = None
+        self._merged: str | None = None
+
+    def plan(self, candidate: Candidate) -> Plan:
+        """The candidate's plan."""
+        pool = self._evaluator.pool
+        return make_plan(
+            Recipe(
+                base=pool.base_folder,
+                sources={source: pool.expert(source) for source in candidate.selection.sources},
+                method=candidate.choice.method,
+                parameters=candidate.choice.parameters,
+                coefficients=candidate.selection.coefficients,
+                target=candidate.target,
+            )
+        )
+
+    def logits(self, candidate: Candidate, split: str) -> Logits:
+        """The candidate's logits on its target; kept, so that nothing is merged twice."""
+        plan = self.plan(candidate)
+        own = signature(recipe_payload(plan))
+        kept = self._evaluator.pool.root / "logits" / split / candidate.target / "merges" / f"{own}.npz"
+        return self._evaluator.logits(self._model(plan, own), own, candidate.target, split, kept=kept)
+
+    def _model(self, plan: Plan, own: str) -> Callable[[], Any]:
+        def model() -> Any:
+            if self._merged != own:
+                self._fill(plan)
+                self._merged = own
+            return self._resident
+
+        return model
+
+    @torch.no_grad()
+    def _fill(self, plan: Plan) -> None:
+        """Merge into the resident model, tensor by tensor."""
+        if self._resident is None:
+            self._resident = load_classifier(self._evaluator.pool.base_folder)
+        self._merged = None
+        state = self._resident.state_dict()
+        for one in merged_tensors(plan):
+            # A name that is not there raises: nothing may be merged and then left out.
+            state[one.plan.name].copy_(one.tensor)

@@ -1,0 +1,32 @@
+"""Where models run and in which precision."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def best_device() -> torch.device:
+    """Return the first CUDA device when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices faster than float32.
+
+    On a CPU that takes AMX tiles: with AVX-512 alone the casts cost what the products gain.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def autocast(device: torch.device, bf16: bool | None) -> AbstractContextManager[object]:
+    """Return the context for forward passes: bfloat16 products, or float32 throughout.
+
+    Args:
+        device: where the model is.
+        bf16: None decides by `has_fast_bf16`.
+    """
+    if has_fast_bf16(device) if bf16 is None else bf16:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,103 @@
+"""Recipes: what to merge, as a file."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from langmerge.coefficients import Coefficients, first_fault
+from langmerge.errors import RecipeError
+
+
+class Recipe(BaseModel):
+    """A merge, fully said: base, sources, method, parameters, coefficients.
+
+    Example (YAML):
+        base: pool/base
+        sources:
+          de-DE: pool/experts/de-DE
+          fr-FR: pool/experts/fr-FR
+        method: ties
+        parameters: {density: 0.2}
+        coefficients: {de-DE: 0.5, fr-FR: 0.5}    # or the path of a coefficients file; uniform if left out
+
+    Attributes:
+        base: folder of the pretrained model that every source was fine-tuned from.
+        sources: folder of each source, by locale or any other name.
+        method: a name from `METHODS`.
+        parameters: of the method.
+        coefficients: a number per source, a coefficients file, or nothing for uniform.
+        embeddings: `merge` like everything else, `mean` of the sources, or `base`.
+        head: `merge` like everything else, or `mean` of the sources (without looking at the base's head).
+        dtype: stored dtype of the output (safetensors name, like BF16); the inputs' by default.
+        target: the locale that the merge is for; only recorded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Path
+    sources: dict[str, Path] = Field(min_length=1)
+    method: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    coefficients: Coefficients | None = None
+    embeddings: Literal["merge", "mean", "base"] = "merge"
+    head: Literal["merge", "mean"] = "merge"
+    dtype: Literal["F32", "F16", "BF16"] | None = None
+    target: str | None = None
+
+    @field_validator("coefficients", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "values" not in value:
+            return {"values": {"model": value}}
+        return value
+
+    @model_validator(mode="after")
+    def _coefficients_name_the_sources(self) -> Self:
+        if self.coefficients is not None and set(self.coefficients.sources) != set(self.sources):
+            raise ValueError(
+                f"coefficients are for {sorted(self.coefficients.sources)}, sources are {sorted(self.sources)}: "
+                "every source needs a coefficient, and every coefficient a source"
+            )
+        return self
+
+    @property
+    def weights(self) -> Coefficients:
+        """The coefficients, uniform where none were given."""
+        return self.coefficients or Coefficients.uniform(tuple(self.sources))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a YAML recipe; paths in it are relative to its folder.
+
+        Raises:
+            RecipeError: missing, not YAML, an unknown key, or a rule above broken.
+        """
+        path = Path(path)
+        try:
+            raw = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(raw, dict):
+            raise RecipeError(f"recipe {path} holds no mapping: it needs base, sources and method")
+        return cls.parse(raw, folder=path.parent, where=f"recipe {path}")
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], *, folder: Path = Path(), where: str = "recipe") -> Self:
+        """Check a mapping; relative paths in it start at `folder`.
+
+        Raises:
+            RecipeError: an unknown key, or a rule above broken.
+        """
+        raw = dict(raw)
+        if isinstance(raw.get("coefficients"), str):
+            raw["coefficients"] = Coefficients.load(folder / raw["coefficients"])
+        try:
+            recipe = cls.model_validate(raw)
+        except ValidationError as error:
+            raise RecipeError(f"{where}: {first_fault(error)}") from None
+        absolute = {name: folder / source for name, source in recipe.sources.items()}
+        return recipe.model_copy(update={"base": folder / recipe.base, "sources": absolute})

@@ -1,0 +1,6 @@
+"""Results: signatures and kept logits."""
+
+from langmerge.results.logits import Logits, load_logits, soft_vote
+from langmerge.results.signature import folder_signature, signature
+
+__all__ = ["Logits", "folder_signature", "load_logits", "signature", "soft_vote"]

@@ -1,0 +1,23 @@
+"""Choosing sources: numpy only."""
+
+from langmerge.selection.matrix import TransferMatrix
+from langmerge.selection.select import (
+    SELECTORS,
+    WEIGHTINGS,
+    Selection,
+    check_selector,
+    rank_sources,
+    select_sources,
+    source_weights,
+)
+
+__all__ = [
+    "SELECTORS",
+    "check_selector",
+    "WEIGHTINGS",
+    "Selection",
+    "TransferMatrix",
+    "rank_sources",
+    "select_sources",
+    "source_weights",
+]

@@ -1,0 +1,47 @@
+"""The base that a pool starts from: the offline one, a folder, or a hub id."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from langmerge.errors import OutputError
+from langmerge.models import PROVENANCE_FILE, build_e5_small
+from langmerge.progress import Progress, silent
+from langmerge.tasks import Task
+
+OFFLINE = "e5-small"
+
+
+def ensure_base(
+    name: str, out: Path, *, task: Task, locales: Sequence[str], progress: Progress = silent
+) -> Path | str:
+    """A base that `train_pool` can start from.
+
+    Args:
+        name: `e5-small` builds the offline base at `out`, its vocabulary pruned to the task's training text of
+            `locales`; anything else (a folder or a hub id) is returned as it is.
+        out: where the offline base goes; kept if it is there already for the same locales and data.
+        task: whose training text says which pieces are kept.
+        locales: whose training text.
+        progress: told about the steps.
+
+    Raises:
+        OutputError: `out` holds a base for other locales or data.
+        MissingExtraError: the packages for the offline base are not installed.
+    """
+    if name != OFFLINE:
+        return name
+    provenance = {"task": task.name, "revision": task.revision, "locales": sorted(locales)}
+    if (out / PROVENANCE_FILE).exists():
+        kept = json.loads((out / PROVENANCE_FILE).read_text())
+        if found := {key: kept.get(key) for key in provenance if kept.get(key) != provenance[key]}:
+            raise OutputError(
+                f"{out} holds a base made with {found}, not {provenance}: choose another folder"
+            )
+        return out
+
+    def texts() -> Iterator[str]:
+        for locale in locales:
+            yield from task.load(locale, "train").texts
+
+    return build_e5_small(out, texts=texts(), provenance=provenance, progress=progress)

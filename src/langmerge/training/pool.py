@@ -1,0 +1,170 @@
+"""A pool: the base with its head initialised once, then one expert per locale from that same base and head."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from langmerge.checkpoint import label_names, new_folder, read_json
+from langmerge.errors import PoolError
+from langmerge.models import (
+    PROVENANCE_FILE,
+    encode,
+    load_classifier,
+    load_tokenizer,
+    new_classifier,
+    save_classifier,
+)
+from langmerge.pool import Pool
+from langmerge.progress import Progress, silent
+from langmerge.results import folder_signature, signature
+from langmerge.tasks import Examples, Task
+from langmerge.training.expert import train_expert
+
+MAX_LENGTH = 128
+ORIGIN = "langmerge_origin.json"
+"""In a pool's base: where it came from."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every expert of a pool is trained.
+
+    Attributes:
+        epochs: most passes over the training rows.
+        max_train: most training rows per locale (the same parallel ids for every locale); None takes all.
+        max_dev: most dev rows for early stopping.
+        lr: peak learning rate of the body.
+        head_lr: peak learning rate of the head.
+        batch_size: rows per optimiser step.
+        seed: of the head, the order of rows and dropout.
+        freeze_embeddings: leave the word embeddings as they are in the base.
+    """
+
+    epochs: int = 3
+    max_train: int | None = None
+    max_dev: int | None = 500
+    lr: float = 1e-4
+    head_lr: float = 2e-3
+    batch_size: int = 32
+    seed: int = 0
+    freeze_embeddings: bool = True
+
+
+def train_pool(
+    root: Path,
+    *,
+    base: Path | str,
+    task: Task,
+    locales: Sequence[str],
+    training: Training,
+    progress: Progress = silent,
+) -> Pool:
+    """Train what is missing of a pool; experts that are there with the same signature are kept.
+
+    Args:
+        root: the pool's folder.
+        base: pretrained encoder: a folder or a hub id.
+        task: what to train for.
+        locales: one expert each.
+        training: settings.
+        progress: told about every training step.
+
+    Raises:
+        PoolError: the pool exists with another base, task or head seed.
+        LocaleError: the task has no such locale (found before anything is trained).
+    """
+    for locale in locales:
+        task.load(locale, "train")
+    pool = open_pool(root, base=base, task=task, seed=training.seed)
+    for locale in locales:
+        wanted = expert_signature(pool, task, locale, training)
+        if locale in pool.experts and pool.experts[locale].training.get("signature") == wanted:
+            continue
+        record = _train_one(pool, task, locale, training, progress)
+        # Another process may have trained other locales of this pool in the meantime.
+        pool = Pool.load(root).with_expert(locale, root / "experts" / locale, {**record, "signature": wanted})
+        pool.save()
+    return pool
+
+
+def expert_signature(pool: Pool, task: Task, locale: str, training: Training) -> str:
+    """What decides an expert: base, head, data, settings, version."""
+    return signature(
+        {
+            "base": folder_signature(pool.base_folder),
+            "task": task.name,
+            "revision": task.revision,
+            "locale": locale,
+            "training": asdict(training),
+            "langmerge": version("langmerge"),
+        }
+    )
+
+
+def open_pool(root: Path, *, base: Path | str, task: Task, seed: int) -> Pool:
+    """The pool at `root`, made with its base and task head if it is not there yet.
+
+    Raises:
+        PoolError: it is there with another base, task or head seed.
+    """
+    # A folder is known by its contents, so that a pool can be continued from another working directory.
+    folder = Path(base)
+    origin = {"base": folder_signature(folder) if folder.is_dir() else str(base), "head_seed": seed}
+    if (root / "pool.yaml").exists():
+        pool = Pool.load(root)
+        if pool.task != task.name or pool.labels != task.labels:
+            raise PoolError(f"pool {root} is for {pool.task}, not {task.name}: choose another folder")
+        kept = pool.base_folder / ORIGIN
+        if kept.exists() and (found := json.loads(kept.read_text())) != {**found, **origin}:
+            raise PoolError(
+                f"pool {root} was begun with {found}, now {origin} is asked for: choose another folder"
+            )
+        return pool
+    model, tokenizer = new_classifier(base, task.labels, seed=seed)
+    root.mkdir(parents=True, exist_ok=True)
+    with new_folder(root / "base", overwrite=True) as folder:
+        save_classifier(model, tokenizer, folder)
+        (folder / ORIGIN).write_text(
+            json.dumps({"name": str(base), **_provenance(base), **origin}, indent=1) + "\n"
+        )
+    pool = Pool(root=root, task=task.name, labels=task.labels, base=Path("base"))
+    pool.save()
+    return pool
+
+
+def _provenance(base: Path | str) -> dict[str, Any]:
+    file = Path(base) / PROVENANCE_FILE
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def _train_one(pool: Pool, task: Task, locale: str, training: Training, progress: Progress) -> dict[str, Any]:
+    model, tokenizer = load_classifier(pool.base_folder), load_tokenizer(pool.base_folder)
+    if label_names(read_json(pool.base_folder / "config.json")) != task.labels:
+        raise PoolError(f"the base of pool {pool.root} has other labels than {task.name}: make the pool anew")
+    train = task.load(locale, "train").limited(training.max_train)
+    dev = task.load(locale, "dev").limited(training.max_dev)
+
+    def encoded(examples: Examples) -> list[list[int]]:
+        return encode(tokenizer, examples.texts, max_length=MAX_LENGTH)
+
+    record = train_expert(
+        model,
+        encoded(train),
+        train.labels,
+        encoded(dev),
+        dev.labels,
+        epochs=training.epochs,
+        lr=training.lr,
+        head_lr=training.head_lr,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        freeze_embeddings=training.freeze_embeddings,
+        progress=lambda description, total: progress(f"{locale}: {description}", total),
+    )
+    with new_folder(pool.root / "experts" / locale, overwrite=True) as folder:
+        save_classifier(model, tokenizer, folder)
+    summary = asdict(record)
+    return {**summary, "dev_accuracy": list(record.dev_accuracy), "train_loss": list(record.train_loss)}
