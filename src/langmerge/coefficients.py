@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from langmerge.errors import RecipeError
+from langmerge.errors import OutputError, RecipeError
 
 FORMAT = "langmerge-coefficients/1"
 
@@ -107,10 +107,19 @@ class Coefficients(BaseModel):
             raise RecipeError(f"coefficients file {path}: {first_fault(error)}") from None
 
     def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
+        """Write as JSON, atomically.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
-        temporary.replace(path)
+        try:
+            temporary.write_text(
+                json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+            )
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"coefficients file {path} cannot be written: {error.strerror}") from None
 
 
 def first_fault(error: Exception) -> str:

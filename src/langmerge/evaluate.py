@@ -148,7 +148,13 @@ def _columns(classifier: Any, task: Task) -> list[int]:
 
 
 def evaluate_model(
-    folder: Path, task: Task, locales: Sequence[str], *, split: str = "test", limit: int | None = None
+    folder: Path,
+    task: Task,
+    locales: Sequence[str],
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Logits]:
     """One model's logits on several locales.
 
@@ -161,7 +167,12 @@ def evaluate_model(
     model = load_classifier(folder)
     evaluator = Evaluator(task, load_tokenizer(folder), limits={split: limit})
     own = folder_signature(folder)
-    return {locale: evaluator.logits(lambda: model, own, locale, split) for locale in locales}
+    found = {}
+    with progress(f"evaluating {folder.name}", len(locales)) as advance:
+        for locale in locales:
+            found[locale] = evaluator.logits(lambda: model, own, locale, split)
+            advance(1)
+    return found
 
 
 class PoolEvaluator(Evaluator):

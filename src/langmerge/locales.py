@@ -4,8 +4,9 @@ import langcodes
 
 from langmerge.errors import LocaleError
 
-# locale: (FLORES-200 code, typology code). The first is what SIB-200 uses, its language part ISO 639-3; the second is
-# where URIEL keeps the data, which for macrolanguages is not the same (aze, lav, nor, msa, swa, zho, sqi, ara, fas).
+# locale: (FLORES-200 code, typology code). The first is what SIB-200 uses, its language part ISO 639-3 (but for
+# Chinese); the second is where URIEL keeps the data, which for macrolanguages is not the same (aze, lav, nor, msa, swa,
+# zho, sqi, ara, fas).
 _CODES: dict[str, tuple[str, str]] = {
     "af-ZA": ("afr_Latn", "afr"),
     "am-ET": ("amh_Ethi", "amh"),
@@ -83,7 +84,7 @@ def canonical_locale(text: str) -> str:
     try:
         tag = langcodes.Language.get(text.strip().replace("_", "-"), normalize=False)
         known = bool(text.strip()) and tag.is_valid()
-    except (langcodes.LanguageTagError, ValueError):
+    except ValueError:
         known = False
     if not known:
         raise LocaleError(f"{text!r} is no locale: give a language with an optional region, like sw-KE")
@@ -105,13 +106,15 @@ def flores_code(locale: str) -> str:
 def iso639_3(locale: str) -> str:
     """The ISO 639-3 code of a MASSIVE locale's language (the individual language, not the macrolanguage).
 
-    >>> iso639_3("nb-NO")
-    'nob'
+    >>> iso639_3("nb-NO"), iso639_3("zh-CN")
+    ('nob', 'cmn')
 
     Raises:
         LocaleError: the alias table has no such locale.
     """
-    return _codes(locale)[0].partition("_")[0]
+    code = _codes(locale)[0].partition("_")[0]
+    # The one place where FLORES-200 has a macrolanguage.
+    return "cmn" if code == "zho" else code
 
 
 def typology_code(locale: str) -> str:

@@ -59,7 +59,7 @@ class Pool(BaseModel):
             raise PoolError(
                 f"{path} does not exist: make a pool with langmerge train or langmerge pool create"
             ) from None
-        except (yaml.YAMLError, TypeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
             raise PoolError(f"{path} is no pool file: {' '.join(str(error).split())}") from None
         except ValidationError as error:
             raise PoolError(f"{path}: {first_fault(error)}") from None

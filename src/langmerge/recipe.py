@@ -10,6 +10,18 @@ from langmerge.coefficients import Coefficients, first_fault
 from langmerge.errors import RecipeError
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name every key once: of two sources with one name, the first would vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found the key {twice[0]!r} twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 class Recipe(BaseModel):
     """A merge, fully said: base, sources, method, parameters, coefficients.
 
@@ -72,11 +84,11 @@ class Recipe(BaseModel):
         """Read a YAML recipe; paths in it are relative to its folder.
 
         Raises:
-            RecipeError: missing, not YAML, an unknown key, or a rule above broken.
+            RecipeError: missing, not YAML, a key given twice, an unknown key, or a rule above broken.
         """
         path = Path(path)
         try:
-            raw = yaml.safe_load(path.read_text())
+            raw = yaml.load(path.read_text(), Loader=_UniqueKeys)
         except OSError as error:
             raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

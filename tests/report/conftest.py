@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from langmerge.experiments.rows import Difference, Kind, Row, Study, Verdict
+from langmerge.results.study import Difference, Kind, Row, Study, Verdict
 
 SOURCES = ("en-US", "de-DE", "fr-FR", "sw-KE")
 MakeRow = Callable[..., Row]
@@ -92,6 +92,8 @@ def hand_made_study() -> Study:
     """sq-AL has no expert among the sources; sw-KE has."""
     albanian = target_rows("sq-AL", ("de-DE", "fr-FR", "en-US", "sw-KE"), 0.612)
     swahili = target_rows("sw-KE", ("en-US", "de-DE", "fr-FR"), 0.498)
+    # Dev misled: the merge that was best there is the worst on test.
+    swahili[6] = replace(swahili[6], dev=0.53)
     verdicts = [
         verdict(albanian[5], "de-DE", "sq-AL (ExcTar): merging helped. +2.3 points."),
         verdict(albanian[10], "sq-AL", "sq-AL (IncTar): merging did not clearly help. +0.4 points."),

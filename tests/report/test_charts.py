@@ -4,7 +4,7 @@ from dataclasses import replace
 import altair
 import pytest
 
-from langmerge.experiments.rows import Study
+from langmerge.results.study import Study
 from langmerge.report import standings
 from langmerge.report.charts import CHOSEN, OUTLINE, SELF, ZERO_SHOT, accuracy_bars, transfer_heat_map
 
@@ -70,6 +70,10 @@ def test_a_large_matrix_is_drawn_whole() -> None:
 
 def test_the_callers_theme_changes_nothing(study: Study) -> None:
     plain = transfer_heat_map(study.matrix)
-    with altair.theme.enable("dark"):
-        assert transfer_heat_map(study.matrix) == plain
-        assert altair.theme.active == "dark"
+    altair.theme.register("roomy", enable=False)(lambda: altair.theme.ThemeConfig(padding=99))
+    try:
+        with altair.theme.enable("roomy"):
+            assert transfer_heat_map(study.matrix) == plain
+            assert altair.theme.active == "roomy"
+    finally:
+        altair.theme.unregister("roomy")

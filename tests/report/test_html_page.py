@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from langmerge.errors import MissingExtraError
-from langmerge.experiments.rows import Study
+from langmerge.results.study import Study
 from langmerge.report import markdown, page
 
-HOSTILE = "<script>alert(\"x\")</script>' onload='y"
+HOSTILE = "\" onload=\"y' onload='z <script>alert(1)</script>"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 

@@ -1,7 +1,7 @@
 import re
 from dataclasses import replace
 
-from langmerge.experiments.rows import Study
+from langmerge.results.study import Study
 from langmerge.report import markdown
 
 

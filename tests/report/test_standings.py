@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from langmerge.experiments.rows import Study
+from langmerge.results.study import Study
 from langmerge.report import standings
 
 

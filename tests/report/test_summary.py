@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from langmerge.errors import DataError
-from langmerge.experiments.rows import Difference, Study
+from langmerge.results.study import Difference, Study
 from langmerge.report import SummaryRow, mean_gain, summary_rows
 from tests.report.conftest import MakeRow
 

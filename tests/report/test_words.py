@@ -1,6 +1,6 @@
 import pytest
 
-from langmerge.experiments.rows import Difference
+from langmerge.results.study import Difference
 from langmerge.report.words import difference, duration, p_value, percent, points
 
 

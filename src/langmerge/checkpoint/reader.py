@@ -93,15 +93,22 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     config = read_json(folder / "config.json")
     handles: dict[Path, Any] = {}
     tensors: dict[str, TensorInfo] = {}
-    for file in _weight_files(folder):
+    files, listed = _weight_files(folder)
+    for file in files:
         try:
-            handle = safe_open(file, framework="pt")
+            handle: Any = safe_open(file, framework="pt")
             for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
                 part = handle.get_slice(name)
+                if name in tensors:
+                    raise CheckpointError(
+                        f"tensor {name!r} is in {tensors[name].file} and in {file}: keep one"
+                    )
                 tensors[name] = TensorInfo(name, tuple(part.get_shape()), part.get_dtype(), file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from None
         handles[file] = handle
+    if absent := sorted(set(listed) - set(tensors)):
+        raise CheckpointError(f"{folder / INDEX} lists tensor {absent[0]!r}, which is in no shard")
     if not tensors:
         raise CheckpointError(f"{folder} holds no tensors")
     if strange := [info for info in tensors.values() if info.dtype not in DTYPES]:
@@ -144,19 +151,20 @@ def label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files, and the tensors that an index lists for them."""
     if (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{folder / INDEX} has no weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{folder / INDEX} has no weight_map from tensor names to file names")
         names = sorted(set(weight_map.values()))
-        if unsafe := [name for name in names if Path(name).name != name]:
+        if unsafe := [name for name in names if Path(name).name != name or name in ("", "..")]:
             raise CheckpointError(f"{folder / INDEX} names a shard outside its folder: {unsafe[0]!r}")
         if absent := [name for name in names if not (folder / name).exists()]:
             raise CheckpointError(f"{folder / INDEX} lists {absent[0]!r}, which does not exist")
-        return [folder / name for name in names]
+        return [folder / name for name in names], list(weight_map)
     if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+        return [folder / SINGLE], []
     if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")):
         raise CheckpointError(
             f"{folder} has only pickled weights ({pickled[0].name}), which can run code when loaded: "

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ def write_weights(
         slots: what will come.
         tensors: one for each slot, of its shape; converted to its dtype here.
         max_shard: largest file, in bytes.
+
+    Raises:
+        ValueError: a tensor of another shape than planned, or another number of tensors.
     """
     shards = shards_of(slots, max_shard)
     names = (
@@ -64,12 +68,16 @@ def write_weights(
         with (folder / name).open("wb") as file:
             _write_header(file, shard)
             for slot in shard:
-                tensor = next(tensors)
-                if tuple(tensor.shape) != slot.shape:
-                    raise ValueError(f"tensor {slot.name!r}: planned {slot.shape}, got {tuple(tensor.shape)}")
+                tensor = next(tensors, None)
+                if tensor is None or tuple(tensor.shape) != slot.shape:
+                    found = "nothing" if tensor is None else tuple(tensor.shape)
+                    raise ValueError(f"tensor {slot.name!r}: planned {slot.shape}, got {found}")
                 stored = tensor.to(DTYPES[slot.dtype]).contiguous().reshape(-1)
                 if stored.numel():
-                    file.write(memoryview(stored.view(torch.uint8).numpy()))
+                    file.write(stored.view(torch.uint8).numpy().data)
+    # Asking once more also lets a generator finish what follows its last tensor.
+    if next(tensors, None) is not None:
+        raise ValueError(f"more tensors than the {len(slots)} planned")
     if len(shards) > 1:
         weight_map = {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard}
         index = {"metadata": {"total_size": sum(slot.nbytes for slot in slots)}, "weight_map": weight_map}
@@ -100,8 +108,8 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise OutputError(f"output {out} exists already: choose another place, or say --overwrite")
-        if not out.is_dir():
-            raise OutputError(f"output {out} is a file, not a folder: choose another place")
+        if out.is_symlink() or not out.is_dir():
+            raise OutputError(f"output {out} is a file or a link, not a folder: choose another place")
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -117,19 +125,32 @@ def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: see `check_output`; also when the disk is full or writing fails.
     """
     check_output(out, overwrite=overwrite)
-    temporary = out.absolute().parent / f".{out.name}.{os.getpid()}.tmp"
+    parent = out.absolute().parent
     try:
-        temporary.mkdir(parents=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: process ids come again (in containers always), and so would a killed run's leftover.
+        own = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
+    except OSError as error:
+        raise OutputError(f"output {out} cannot be written: {error.strerror or error}") from error
+    temporary = own / "new"
+    try:
+        temporary.mkdir()
         yield temporary
         if overwrite and out.exists():
-            # rename(2) cannot replace a folder that is not empty: the old one steps aside first.
-            aside = temporary.with_suffix(".old")
-            out.rename(aside)
-            temporary.rename(out)
-            shutil.rmtree(aside)
+            _replace(out, temporary, aside=own / "old")
         else:
             temporary.rename(out)
     except OSError as error:
         raise OutputError(f"output {out} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _replace(out: Path, new: Path, *, aside: Path) -> None:
+    # rename(2) cannot replace a folder that is not empty: the old one steps aside first, and back if need be.
+    out.rename(aside)
+    try:
+        new.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise

@@ -64,11 +64,12 @@ def main() -> None:
         errors.print(f"error: {one_line(error)}", markup=False)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    # typer turns an interrupt inside a command into this code by itself.
+    if code == INTERRUPTED:
         errors.print(
-            "interrupted: everything finished so far is kept; the same command goes on from there",
-            markup=False,
+            "interrupted: everything finished so far is kept; the same command goes on from there", markup=False
         )
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

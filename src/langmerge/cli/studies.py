@@ -8,12 +8,7 @@ import typer
 from langmerge.cli.console import bars, print_table, say, show
 from langmerge.cli.options import Data, Json
 
-SINGLE = ("best_zero_shot", "best_in_hindsight", "self")
-NAMES = {
-    "best_zero_shot": "{name}: best zero-shot (chosen on dev)",
-    "best_in_hindsight": "{name}: best source in hindsight (no choice)",
-    "self": "{name}: self (trained on the target)",
-}
+ONLY_ON_PAGE = ("dev %", "macro-F1 %", "sources")
 
 
 def register(app: typer.Typer) -> None:
@@ -59,33 +54,19 @@ def _run(grid: Any, out: Path, data: Path | None, as_json: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, not a folder: choose another place with --out")
     study = run_study(grid, out, data=data, progress=bars)
-    (out / "report.html").write_text(page(study))
-    (out / "results.md").write_text(markdown(study))
+    (out / "report.html").write_text(page(study), encoding="utf-8")
+    (out / "results.md").write_text(markdown(study), encoding="utf-8")
     show(as_json, study, lambda: _people(study, out))
 
 
 def _people(study: Any, out: Path) -> None:
-    """The tables of a study, its verdicts, and where the rest is."""
-    header = ["model", "k", "test %", "95 %", "gain, points", "merging effect", "signature"]
-    for target, mode in dict.fromkeys((verdict.target, verdict.mode) for verdict in study.verdicts):
-        own = [row for row in study.rows if row.target == target and (row.mode == mode or row.kind in SINGLE)]
-        own.sort(key=lambda row: -row.test)
-        rows = [
-            [
-                NAMES.get(row.kind, "{name}").format(name=row.name),
-                str(row.k or ""),
-                f"{100 * row.test:.1f}",
-                f"{100 * row.low:.1f}–{100 * row.high:.1f}",
-                str(row.gain or ""),
-                str(row.effect or ""),
-                row.signature,
-            ]
-            for row in own
-        ]
-        print_table(f"{target}, {mode}, {own[0].rows} test rows, seed {own[0].seed}", header, rows)
+    """The tables of a study without the columns that only its page has room for, and its verdicts."""
+    from langmerge.report import standing_table, standings
+
+    for standing in standings(study):
+        table = standing_table(standing)
+        shown = [i for i, column in enumerate(table.columns) if column.name not in ONLY_ON_PAGE]
+        print_table(table.title, [table.columns[i].name for i in shown], [[row[i] for i in shown] for row in table.rows])
     for verdict in study.verdicts:
         say(verdict.text)
-    say(
-        "gain: against the best zero-shot source chosen on dev (ExcTar) or self (IncTar); merging effect: against the mean of the sources"
-    )
-    say(f"page: {out / 'report.html'}   rows: {out / 'study.json'}   took {study.seconds:.0f} s")
+    say(f"page: {out / 'report.html'}   tables: {out / 'results.md'}   rows: {out / 'study.json'}   took {study.seconds:.0f} s")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langmerge.checkpoint import Slot, check_output, new_folder, read_json, write_weights
+from langmerge.checkpoint import DTYPES, Slot, check_output, new_folder, read_json, write_weights
 from langmerge.coefficients import group_of
 from langmerge.engine.plan import Plan, TensorPlan, make_plan
 from langmerge.engine.receipt import model_card, receipt
 from langmerge.engine.thresholds import model_thresholds
-from langmerge.errors import CheckpointError
+from langmerge.errors import CheckpointError, OutputError
 from langmerge.methods import METHODS
 from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
@@ -35,6 +36,9 @@ CARRIED = (
     "generation_config.json",
 )
 """Files beside the weights that a model needs and the output gets, where the donor has them."""
+
+_ELEMENTWISE = frozenset({"dare_ties", "linear", "task_arithmetic", "ties"})
+"""Methods that sum over no axis but the sources': the number of threads cannot change a bit of theirs."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,14 @@ def _merged(plan: Plan, tensor: TensorPlan, thresholds: dict[str, float] | None)
     if tensor.treatment == "base":
         # Integer buffers included: read as stored, never through float32. Heads and the like come from the donor.
         holder, name = (plan.base, tensor.base_name) if tensor.base_name else (plan.donor, tensor.name)
-        return MergedTensor(tensor, holder.read(name or tensor.name), "base", 0.0, 0.0)
+        if holder.tensors[name].is_float:
+            holder.read_finite(name)
+        return MergedTensor(tensor, holder.read(name), "base", 0.0, 0.0)
     tuned = torch.stack([plan.source_rows(tensor, source) for source in plan.sources])
     base = plan.base.read_finite(tensor.base_name) if tensor.base_name else None
-    if base is not None and all(torch.equal(base, one) for one in tuned):
+    # Without normalisation Σ w_i θ_i is not θ_0 even where all are equal.
+    normal = tensor.treatment == "mean" or plan.parameters.get("normalize", True)
+    if base is not None and normal and all(torch.equal(base, one) for one in tuned):
         return MergedTensor(tensor, base, "unchanged", 0.0, 0.0)
     result = _combined(plan, tensor, base, tuned, thresholds)
     if not bool(torch.isfinite(result).all()):
@@ -75,14 +83,13 @@ def _merged(plan: Plan, tensor: TensorPlan, thresholds: dict[str, float] | None)
         )
     if base is None:
         return MergedTensor(tensor, result, tensor.treatment, 0.0, 0.0)
-    norms = [float(torch.linalg.vector_norm(one - base)) for one in tuned]
-    return MergedTensor(
-        tensor,
-        result,
-        tensor.treatment,
-        float(torch.linalg.vector_norm(result - base)),
-        sum(norms) / len(norms),
-    )
+    norms = [_norm(one - base) for one in tuned]
+    return MergedTensor(tensor, result, tensor.treatment, _norm(result - base), sum(norms) / len(norms))
+
+
+def _norm(delta: Tensor) -> float:
+    # In float64, so that the receipt's digits do not depend on how threads cut the sum.
+    return float(torch.linalg.vector_norm(delta, dtype=torch.float64))
 
 
 def _combined(
@@ -98,7 +105,21 @@ def _combined(
     if thresholds is not None:
         supplied["thresholds"] = torch.tensor([thresholds[source] for source in plan.sources])
     own = {key: value for key, value in plan.parameters.items() if key != "scope"}
-    return METHODS[plan.recipe.method](base, tuned, weights, **own, **supplied)
+    if plan.recipe.method in _ELEMENTWISE:
+        return METHODS[plan.recipe.method](base, tuned, weights, **own, **supplied)
+    with _one_thread():
+        return METHODS[plan.recipe.method](base, tuned, weights, **own, **supplied)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums over a tensor and matrix products round differently when cut among threads; results must not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def merge(
@@ -123,11 +144,14 @@ def merge(
 
     Raises:
         PlanError: the recipe cannot be carried out; lists every fault.
-        OutputError: `out` exists or cannot be written.
+        OutputError: `out` exists, holds one of the inputs, or cannot be written.
         CheckpointError: a tensor holds NaN or infinity.
     """
     out = Path(out)
     check_output(out, overwrite=overwrite)
+    for folder in (recipe.base, *recipe.sources.values()):
+        if folder.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"output {out} holds the input {folder}: choose another place")
     plan = make_plan(recipe)
     slots = [Slot(tensor.name, tensor.shape, tensor.dtype) for tensor in plan.written]
     done: list[dict[str, Any]] = []
@@ -135,7 +159,7 @@ def merge(
     def stream() -> Iterator[Tensor]:
         with progress(f"merging by {recipe.method}", len(slots)) as advance:
             for one in merged_tensors(plan):
-                done.append(_entry(plan, one))
+                done.append(_entry(one))
                 yield one.tensor
                 advance(1)
 
@@ -148,7 +172,7 @@ def merge(
     return out
 
 
-def _entry(plan: Plan, one: MergedTensor) -> dict[str, Any]:
+def _entry(one: MergedTensor) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "tensor": one.plan.name,
         "group": group_of(one.plan.name),
@@ -165,8 +189,10 @@ def _entry(plan: Plan, one: MergedTensor) -> dict[str, Any]:
 
 def _write_companions(plan: Plan, folder: Path) -> None:
     config = read_json(plan.donor.folder / "config.json")
-    if plan.recipe.dtype:
-        config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[plan.recipe.dtype]
+    stored = {DTYPES[tensor.dtype] for tensor in plan.written if DTYPES[tensor.dtype].is_floating_point}
+    if len(stored) == 1:
+        # from_pretrained loads in this dtype: the donor's own may be another.
+        config["dtype"] = str(stored.pop()).removeprefix("torch.")
         config.pop("torch_dtype", None)
     if plan.labels:
         config["id2label"] = {str(i): label for i, label in enumerate(plan.labels)}

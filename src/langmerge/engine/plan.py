@@ -1,6 +1,7 @@
 """From a recipe to a plan: every fault at once, before a byte is written."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,18 +94,24 @@ def make_plan(recipe: Recipe) -> Plan:
     base = _opened(recipe.base, faults)
     opened = {name: _opened(recipe.sources[name], faults) for name in _arithmetic_order(recipe)}
     sources = {name: checkpoint for name, checkpoint in opened.items() if checkpoint}
-    if base is None or len(sources) < len(opened):
+    if not sources:
         raise PlanError(faults)
-    prefix = _base_prefix(base, next(iter(sources.values())))
-    has_head = any(group_of(prefix(name)) == "head" for name in base.tensors)
+    # What opened is checked on, though the plan has failed: every fault at once.
+    first = next(iter(sources.values()))
+    in_base = _by_source_name(base, first) if base else None
+    # A masked-LM base has a head, but not this one.
+    has_head = any(group_of(name) == "head" and name in first.tensors for name in in_base or {})
     orders, labels = label_orders(base if has_head else None, sources, faults)
-    tensors = _tensor_plans(recipe, base, sources, prefix, faults)
-    _tokenizer_faults(sources, faults)
-    if not faults:
-        _zero_delta_faults(base, sources, tensors, faults)
+    tensors = _tensor_plans(recipe, in_base, sources, faults)
+    _label_row_faults(tensors, labels, faults)
+    _coefficient_faults(recipe, first, tensors, faults)
+    _tokenizer_faults(base, sources, faults)
+    if base is None or faults:
+        raise PlanError(faults)
+    _zero_delta_faults(base, sources, tensors, orders, faults)
     if faults:
         raise PlanError(faults)
-    donor = base if has_head and labels == label_names(base.config) else next(iter(sources.values()))
+    donor = base if has_head and labels == label_names(base.config) else first
     return Plan(recipe, parameters, base, sources, recipe.weights, tensors, labels, orders, donor)
 
 
@@ -115,12 +122,19 @@ def _arithmetic_order(recipe: Recipe) -> list[str]:
 
 def _method_faults(recipe: Recipe, faults: list[str]) -> dict[str, Any]:
     """Check the method and its parameters by a trial on two tiny matrices, so that ranges are stated in one place."""
+    found = len(faults)
+    if recipe.method in EXACTLY_TWO and len(recipe.sources) != 2:
+        faults.append(f"{recipe.method} merges exactly 2 sources, the recipe has {len(recipe.sources)}")
+    if recipe.method in METHODS:
+        for key, value in recipe.parameters.items():
+            try:
+                checked_parameters(recipe.method, {key: value})
+            except MethodError as error:
+                faults.append(str(error))
+    if len(faults) > found:
+        return {}
     try:
         parameters = checked_parameters(recipe.method, recipe.parameters)
-        if recipe.method in EXACTLY_TWO and len(recipe.sources) != 2:
-            raise MethodError(
-                f"{recipe.method} merges exactly 2 sources, the recipe has {len(recipe.sources)}"
-            )
         own = {key: value for key, value in parameters.items() if key != "scope"}
         tuned = torch.arange(4.0 * len(recipe.sources)).reshape(-1, 2, 2) + 1
         for row in recipe.weights.values.values():
@@ -141,35 +155,32 @@ def _opened(folder: Path, faults: list[str]) -> Checkpoint | None:
         return None
 
 
-class _Prefix:
-    """Translates a base's tensor names where its model class saves without (or with) the architecture's prefix."""
+def _by_source_name(base: Checkpoint, source: Checkpoint) -> dict[str, TensorInfo]:
+    """The base's tensors under the sources' names: a model class may save without (or with) the common prefix.
 
-    def __init__(self, add: str, strip: str) -> None:
-        self.add, self.strip = add, strip
-
-    def __call__(self, base_name: str) -> str:
-        return self.add + base_name.removeprefix(self.strip)
-
-
-def _base_prefix(base: Checkpoint, source: Checkpoint) -> _Prefix:
-    shared = set(base.tensors) & set(source.tensors)
-    if shared:
-        return _Prefix("", "")
-    anchor = next(iter(sorted(base.tensors)))
-    for name in source.tensors:
-        if name.endswith("." + anchor):
-            return _Prefix(name.removesuffix(anchor), "")
+    The prefix is the one under which most names agree.
+    """
+    votes = Counter({("", ""): len(set(base.tensors) & set(source.tensors))})
     for name in base.tensors:
         for own in source.tensors:
-            if name.endswith("." + own):
-                return _Prefix("", name.removesuffix(own))
-    return _Prefix("", "")
+            if own.endswith("." + name):
+                votes[own.removesuffix(name), ""] += 1
+            elif name.endswith("." + own):
+                votes["", name.removesuffix(own)] += 1
+    add, strip = votes.most_common(1)[0][0]
+    return {
+        name if name in source.tensors else add + name.removeprefix(strip): info
+        for name, info in base.tensors.items()
+    }
 
 
 def _tensor_plans(
-    recipe: Recipe, base: Checkpoint, sources: Mapping[str, Checkpoint], prefix: _Prefix, faults: list[str]
+    recipe: Recipe,
+    in_base: Mapping[str, TensorInfo] | None,
+    sources: Mapping[str, Checkpoint],
+    faults: list[str],
 ) -> list[TensorPlan]:
-    in_base = {prefix(name): info for name, info in base.tensors.items()}
+    """The plan of every tensor; without a base (None) only the sources are checked against each other."""
     names = sorted(set().union(*(checkpoint.tensors for checkpoint in sources.values())))
     plans = []
     for name in names:
@@ -180,21 +191,25 @@ def _tensor_plans(
             )
             continue
         infos = {source: checkpoint.tensors[name] for source, checkpoint in sources.items()}
-        own = in_base.get(name)
-        if fault := _shape_fault(name, own, infos):
+        own = in_base.get(name) if in_base else None
+        if fault := _mismatch(name, own, infos):
             faults.append(fault)
-            continue
-        plans.append(_tensor_plan(recipe, name, own, next(iter(infos.values())), faults))
+        elif in_base is not None:
+            plans.append(_tensor_plan(recipe, name, own, next(iter(infos.values())), faults))
     dropped = [
-        TensorPlan(name, info.name, info.shape, info.dtype, "dropped", "only the base has it")
-        for name, info in in_base.items()
+        TensorPlan(info.name, info.name, info.shape, info.dtype, "dropped", "only the base has it")
+        for name, info in (in_base or {}).items()
         if name not in names
     ]
     return plans + dropped
 
 
-def _shape_fault(name: str, own: TensorInfo | None, infos: Mapping[str, TensorInfo]) -> str:
-    shapes = {source: info.shape for source, info in infos.items()} | ({"the base": own.shape} if own else {})
+def _mismatch(name: str, own: TensorInfo | None, infos: Mapping[str, TensorInfo]) -> str:
+    everyone = {**infos, "the base": own} if own else dict(infos)
+    if len({info.is_float for info in everyone.values()}) > 1:
+        listed = ", ".join(f"{info.dtype} in {source}" for source, info in everyone.items())
+        return f"tensor {name!r} is floating-point in some and not in others: {listed}"
+    shapes = {source: info.shape for source, info in everyone.items()}
     if len(set(shapes.values())) == 1:
         return ""
     listed = ", ".join(f"{shape} in {source}" for source, shape in shapes.items())
@@ -232,20 +247,49 @@ def _tensor_plan(
     return plan("merged")
 
 
-def _tokenizer_faults(sources: Mapping[str, Checkpoint], faults: list[str]) -> None:
-    """Sources whose tokenizers give other ids cannot share embeddings, even where the sizes agree."""
-    files = {name: checkpoint.folder / "tokenizer.json" for name, checkpoint in sources.items()}
+def _label_row_faults(
+    tensors: Sequence[TensorPlan], labels: tuple[str, ...] | None, faults: list[str]
+) -> None:
+    wrong = [t for t in tensors if labels and t.label_rows and t.shape[0] != len(labels)]
+    faults += [
+        f"tensor {t.name!r} has {t.shape[0]} rows for the {len(labels or ())} labels of config.json (id2label)"
+        for t in wrong
+    ]
+
+
+def _coefficient_faults(
+    recipe: Recipe, source: Checkpoint, tensors: Sequence[TensorPlan], faults: list[str]
+) -> None:
+    """Groups that match no tensor, and weights that have no mean where the mean is taken."""
+    known = {"model"}.union(*({f"tensor:{name}", group_of(name)} for name in source.tensors))
+    if unknown := [group for group in recipe.weights.values if group not in known]:
+        faults.append(
+            f"coefficients are given for {', '.join(unknown)}, which matches no tensor of the sources"
+        )
+    means = {group_of(t.name): recipe.weights.for_tensor(t.name) for t in tensors if t.treatment == "mean"}
+    for group, row in means.items():
+        try:
+            METHODS["linear"](torch.zeros(1), torch.zeros(len(row), 1), torch.tensor(list(row.values())))
+        except MethodError as error:
+            faults.append(f"the mean is taken of the sources' {group} tensors, but {error}")
+
+
+def _tokenizer_faults(base: Checkpoint | None, sources: Mapping[str, Checkpoint], faults: list[str]) -> None:
+    """Checkpoints whose tokenizers give other ids cannot share embeddings, even where the sizes agree."""
+    everyone = {"the base": base, **sources} if base else sources
+    files = {name: checkpoint.folder / "tokenizer.json" for name, checkpoint in everyone.items()}
     texts = {name: file.read_bytes() for name, file in files.items() if file.exists()}
     if len(set(texts.values())) < 2:
         return
-    vocabularies: dict[str, str] = {}
+    vocabularies: dict[str, Any] = {}
     for name, text in texts.items():
         try:
-            vocabularies[name] = json.dumps(json.loads(text)["model"]["vocab"], sort_keys=True)
+            found = json.loads(text)["model"]["vocab"]
+            # A unigram model lists [piece, score]; only the piece says what an id means.
+            vocabularies[name] = [entry[0] for entry in found] if isinstance(found, list) else found
         except (ValueError, KeyError, TypeError):
             faults.append(f"{files[name]} is no tokenizer file")
-            return
-    first = next(iter(vocabularies))
+    first = next(iter(vocabularies), "")
     if others := [name for name, vocabulary in vocabularies.items() if vocabulary != vocabularies[first]]:
         faults.append(
             f"the tokenizers of {', '.join(others)} and {first} have different vocabularies: use one tokenizer for all"
@@ -253,18 +297,20 @@ def _tokenizer_faults(sources: Mapping[str, Checkpoint], faults: list[str]) -> N
 
 
 def _zero_delta_faults(
-    base: Checkpoint, sources: Mapping[str, Checkpoint], tensors: Sequence[TensorPlan], faults: list[str]
+    base: Checkpoint,
+    sources: Mapping[str, Checkpoint],
+    tensors: Sequence[TensorPlan],
+    orders: Mapping[str, torch.Tensor],
+    faults: list[str],
 ) -> None:
     """A source that equals the base is one by mistake; small tensors are compared first, so this ends at once."""
     by_size = sorted(
-        (t for t in tensors if t.base_name and t.treatment != "dropped"),
+        (t for t in tensors if t.base_name and t.treatment in ("merged", "mean")),
         key=lambda t: torch.Size(t.shape).numel(),
     )
     for name, checkpoint in sources.items():
         try:
-            moved = any(
-                not torch.equal(checkpoint.read(t.name), base.read(t.base_name or "")) for t in by_size
-            )
+            moved = any(_differs(base, checkpoint, t, orders.get(name)) for t in by_size)
         except LangmergeError as error:
             faults.append(str(error))
             continue
@@ -273,3 +319,11 @@ def _zero_delta_faults(
                 f"source {name} ({checkpoint.folder}) equals the base {base.folder}: its task vector is zero; "
                 "the base must be the pretrained model, never one of the experts"
             )
+
+
+def _differs(base: Checkpoint, source: Checkpoint, tensor: TensorPlan, order: torch.Tensor | None) -> bool:
+    found = source.read(tensor.name)
+    if tensor.label_rows and order is not None:
+        found = found[order]
+    # In the source's dtype: a copy that was only stored shorter has not moved.
+    return not torch.equal(found, base.read(tensor.base_name or tensor.name).to(found.dtype))

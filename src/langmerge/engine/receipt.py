@@ -14,7 +14,8 @@ def recipe_payload(plan: Plan) -> dict[str, Any]:
     """What decides the result, and nothing else: contents by hash, not by path."""
     return {
         "base": folder_signature(plan.base.folder),
-        "sources": {name: folder_signature(checkpoint.folder) for name, checkpoint in plan.sources.items()},
+        # A list, in the order of arithmetic: slerp between a and b at t is not slerp between b and a.
+        "sources": [[name, folder_signature(checkpoint.folder)] for name, checkpoint in plan.sources.items()],
         "method": plan.recipe.method,
         "parameters": dict(plan.parameters),
         "coefficients": plan.coefficients.values,
@@ -41,7 +42,7 @@ def receipt(plan: Plan, tensors: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
         "parameters": dict(plan.parameters),
         "target": plan.recipe.target,
-        "hashes": {"base": payload["base"], "sources": payload["sources"]},
+        "hashes": {"base": payload["base"], "sources": dict(payload["sources"])},
         "label_rows_permuted": sorted(plan.orders),
         "labels": plan.labels,
         "versions": {

@@ -1,7 +1,7 @@
 """Grids: which merges to try for which targets, as a file."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,7 +27,9 @@ class MethodChoice(BaseModel):
     def name(self) -> str:
         """How tables call it: the method, and what was said beyond its defaults."""
         said = [f"{key}={value}" for key, value in self.parameters.items()]
-        if self.weights != "uniform":
+        if self.weights == "softmax":
+            said.append(f"softmax T={self.temperature}")
+        elif self.weights != "uniform":
             said.append(self.weights)
         return f"{self.method}({', '.join(said)})" if said else self.method
 
@@ -69,7 +71,7 @@ class Grid(BaseModel):
     sources: tuple[str, ...] = Field(min_length=2)
     targets: tuple[str, ...] = Field(min_length=1)
     training: TrainingChoice = TrainingChoice()
-    k: tuple[int | Literal["all"], ...] = (5,)
+    k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (5,)
     modes: tuple[Literal["ExcTar", "IncTar"], ...] = ("ExcTar",)
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
     matrix_limit: int | None = Field(None, ge=1)

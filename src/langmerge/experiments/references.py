@@ -6,7 +6,7 @@ import numpy as np
 
 from langmerge.evaluate import PoolEvaluator, score
 from langmerge.experiments.candidates import Candidate, CandidateScorer
-from langmerge.experiments.rows import Difference, Kind, Row
+from langmerge.results.study import Difference, Kind, Row
 from langmerge.results import Logits, signature, soft_vote
 from langmerge.selection import TransferMatrix, rank_sources
 from langmerge.tasks import accuracy, mean_interval, paired_difference
@@ -93,23 +93,21 @@ class TargetBoard:
 
     def _row(self, kind: Kind, name: str, mode: str, sources: Sequence[str], dev: float, test: Logits) -> Row:
         found = score(test)
-        several = len(sources) > 1
+        combined = kind in ("merge", "soft_vote")
         return Row(
             target=self.target,
             kind=kind,
             name=name,
             mode=mode,
-            k=len(sources) if several else 0,
+            k=len(sources) if combined else 0,
             sources=tuple(sources),
             dev=round(dev, 6),
             test=round(found.accuracy, 6),
             low=round(found.accuracy_interval.low, 6),
             high=round(found.accuracy_interval.high, 6),
             macro_f1=round(found.macro_f1, 6),
-            gain=None
-            if (sources[0],) == tuple(sources) == (self.reference(mode),)
-            else self.gain(test, mode),
-            effect=self.effect(test, sources) if several else None,
+            gain=self.gain(test, mode) if combined or sources[0] != self.reference(mode) else None,
+            effect=self.effect(test, sources) if combined else None,
             rows=found.rows,
             seed=self.seed,
             signature=found.signature,

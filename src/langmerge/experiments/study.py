@@ -8,7 +8,7 @@ from langmerge.evaluate import PoolEvaluator, transfer_matrix
 from langmerge.experiments.candidates import CandidateScorer, candidates
 from langmerge.experiments.grid import Grid
 from langmerge.experiments.references import TargetBoard
-from langmerge.experiments.rows import Row, Study, Verdict
+from langmerge.results.study import Row, Study, Verdict
 from langmerge.experiments.verdict import verdict
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from langmerge.experiments.references import TargetBoard
-from langmerge.experiments.rows import Difference, Row, Verdict
+from langmerge.results.study import Difference, Row, Verdict
 from langmerge.errors import DataError
 
 
@@ -27,12 +27,13 @@ def verdict(board: TargetBoard, merges: Sequence[Row], mode: str) -> Verdict:
     if best.gain is None:
         raise DataError(f"{board.target}: {best.name} has no gain to judge")
     return Verdict(
-        board.target,
-        mode,
-        f"{best.name}, k={best.k}",
-        reference,
-        best.gain,
-        sentence(board.target, mode, best, reference),
+        target=board.target,
+        mode=mode,
+        choice=f"{best.name}, k={best.k}",
+        signature=best.signature,
+        reference=reference,
+        gain=best.gain,
+        text=sentence(board.target, mode, best, reference),
     )
 
 

@@ -24,16 +24,17 @@ def shares(weights: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     """w_i / Σ w_i.
 
     Raises:
-        MethodError: the weights sum to zero.
+        MethodError: the weights sum to zero, up to rounding.
     """
     total = weights.sum()
-    if float(total.detach()) == 0.0:
+    rounding = torch.finfo(weights.dtype).eps * weights.detach().abs().sum()
+    if bool(total.detach().abs() <= rounding):
         raise MethodError(f"weights {weights.tolist()} sum to zero, so they cannot be normalised")
     return weights / total
 
 
 def linear(
-    base: Float[Tensor, "*S"],
+    base: Float[Tensor, "*S"],  # noqa: ARG001
     tuned: Float[Tensor, "N *S"],
     weights: Float[Tensor, "N"],
     *,
@@ -86,7 +87,7 @@ def task_arithmetic(
 
 
 def slerp(
-    base: Float[Tensor, "*S"],
+    base: Float[Tensor, "*S"],  # noqa: ARG001
     tuned: Float[Tensor, "N *S"],
     weights: Float[Tensor, "N"],
     *,
@@ -102,7 +103,7 @@ def slerp(
         tuned: θ_1 and θ_2: exactly two.
         weights: w_1, w_2.
         t: place between the first (0) and the second (1); by default w_2 / (w_1 + w_2).
-        eps: below 1 − |cos Ω| = eps, or for a zero vector, the result is the straight line (1−t)θ_1 + tθ_2.
+        eps: up to 1 − |cos Ω| = eps, or for a zero vector, the result is the straight line (1−t)θ_1 + tθ_2.
 
     Raises:
         MethodError: not two sources, or weights that sum to zero.
@@ -111,7 +112,8 @@ def slerp(
         Shoemake 1985, Animating rotation with quaternion curves; as used by mergekit.
 
     Conventions:
-        mergekit normalises to unit vectors for Ω alone and interpolates the vectors themselves; so do we.
+        mergekit normalises to unit vectors for Ω alone and interpolates the vectors themselves; so do we. Its straight
+        line begins at |cos Ω| = 0.9995, that is eps = 5e-4.
     """
     if len(tuned) != 2:
         raise MethodError(
@@ -121,7 +123,7 @@ def slerp(
     first, second = tuned[0], tuned[1]
     norms = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
     cosine = (first * second).sum() / norms if float(norms.detach()) > 0 else torch.ones_like(norms)
-    if 1 - abs(float(cosine.detach())) < eps:
+    if 1 - abs(float(cosine.detach())) <= eps:
         return (1 - place) * first + place * second
     angle = torch.arccos(cosine)
     return (torch.sin((1 - place) * angle) * first + torch.sin(place * angle) * second) / torch.sin(angle)
@@ -162,4 +164,5 @@ def directional_consensus(
         return base + weighted_sum(weights, tau)
     direction = total / norm
     along = torch.stack([(one * direction).sum() for one in tau])
-    return base + alpha * (weights * along).sum() * direction + (1 - alpha) * weighted_sum(weights, tau)
+    projected: Tensor = (weights * along).sum() * direction
+    return base + alpha * projected + (1 - alpha) * weighted_sum(weights, tau)

@@ -1,5 +1,7 @@
 """Closed-form least squares over task-vector Grams: WUDI."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,13 +27,13 @@ def wudi(
         base: θ_0; a matrix is (out, in), as torch's linear layers store it.
         tuned: θ_i.
         weights: w_i, normalised to sum to one.
-        ridge: pulls towards the mean, not towards zero; above 0.
+        ridge: pulls towards the mean, not towards zero; above 0 and finite.
 
     Returns:
         θ_0 + τ_m for matrices; vectors, scalars and everything else are the weighted mean.
 
     Raises:
-        MethodError: `ridge` is not positive, a negative weight, or weights that sum to zero.
+        MethodError: `ridge` is not positive and finite, a negative weight, or weights that sum to zero.
 
     Source:
         Cheng et al. 2025, Whoever started the interference should end it (WUDI-Merging), equation 9; solved here in
@@ -39,11 +41,12 @@ def wudi(
 
     Conventions:
         Grams are in × in, never rows × rows. Embeddings and heads are left to the mean by the engine. A source whose
-        task vector is zero has no Gram and only takes part in the mean. Arithmetic is float64 inside: the Grams' small
-        eigenvalues decide the answer.
+        task vector is zero has no Gram and only takes part in the mean. The released code takes every w_i = 1 and 300
+        steps of Adam from Σ τ_i, short of the minimum; this is the minimum, with the ridge. Arithmetic is float64
+        inside: the Grams' small eigenvalues decide the answer.
     """
-    if not ridge > 0:
-        raise MethodError(f"wudi: ridge is {ridge}, it must be above 0")
+    if not 0 < ridge < math.inf:
+        raise MethodError(f"wudi: ridge is {ridge}, it must be above 0 and finite")
     if bool((weights < 0).any()):
         raise MethodError(f"wudi: weights {weights.tolist()} include a negative one")
     normal = shares(weights)
@@ -65,5 +68,5 @@ def wudi(
         return base + mean.to(base)
     eye = torch.eye(base.shape[1], dtype=torch.float64, device=base.device)
     # Symmetric positive definite: τ_m S = R is solved as S τ_mᵀ = Rᵀ.
-    merged = torch.linalg.solve(gram + pull * eye, (moment + pull * mean).T).T
+    merged: Tensor = torch.linalg.solve(gram + pull * eye, (moment + pull * mean).T).T
     return base + merged.to(base)

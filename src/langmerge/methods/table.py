@@ -60,28 +60,31 @@ def method_parameters(name: str) -> dict[str, Any]:
 
 
 def checked_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's defaults with what was given on top.
+    """The method's defaults with what was given on top; whole numbers for real parameters become floats.
 
     Raises:
         MethodError: an unknown method or parameter, or a value of another type than the default's.
     """
     allowed = method_parameters(name)
-    for parameter, value in given.items():
+    for parameter in given:
         if parameter not in allowed:
             listed = ", ".join(allowed) or "none"
             raise MethodError(f"method {name!r} has no parameter {parameter!r}: it has {listed}")
-        _check_type(name, parameter, value, allowed[parameter])
-    merged = {**allowed, **given}
+    merged = allowed | {key: _checked_value(name, key, given[key], allowed[key]) for key in given}
     if merged.get("scope", "tensor") not in ("tensor", "model"):
         raise MethodError(f"method {name!r}: scope is {merged['scope']!r}, it must be 'tensor' or 'model'")
     return merged
 
 
-def _check_type(method: str, parameter: str, value: Any, default: Any) -> None:
-    wanted: tuple[type, ...] = (
-        (float, int) if default is None or isinstance(default, float) else (type(default),)
-    )
-    if isinstance(value, bool) is not isinstance(default, bool) or not isinstance(value, wanted):
+def _checked_value(method: str, parameter: str, value: Any, default: Any) -> Any:
+    if value is None and default is None:
+        return None
+    wanted = float if default is None else type(default)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # A bool is an int to isinstance.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise MethodError(
-            f"method {method!r}: {parameter} is {value!r}, it must be of type {wanted[0].__name__}"
+            f"method {method!r}: {parameter} is {value!r}, it must be of type {wanted.__name__}"
         )
+    return value

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from langmerge.errors import CheckpointError
 from langmerge.models.devices import best_device
+from langmerge.models.pooling import add_mean_pooling
 
 
 def load_tokenizer(folder: Path | str) -> Any:
@@ -45,7 +46,9 @@ def load_classifier(folder: Path | str, *, device: torch.device | str | None = N
     return model.to(best_device() if device is None else torch.device(device)).eval()
 
 
-def new_classifier(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Any, Any]:
+def new_classifier(
+    base: str | Path, labels: Sequence[str], *, seed: int, mean_pooling: bool = True
+) -> tuple[Any, Any]:
     """Return the base with a new head for these labels, and its tokenizer.
 
     The head is drawn from `seed` alone, so every expert of a pool starts from the same weights.
@@ -54,6 +57,7 @@ def new_classifier(base: str | Path, labels: Sequence[str], *, seed: int) -> tup
         base: a folder or hub id of a pretrained encoder.
         labels: label names in the task's order; logit j is for labels[j].
         seed: of the head.
+        mean_pooling: pool by the mean where the architecture allows it (see `pooling`), not by the first token.
 
     Raises:
         CheckpointError: the base cannot be read, or weights outside the head are missing in it.
@@ -69,6 +73,8 @@ def new_classifier(base: str | Path, labels: Sequence[str], *, seed: int) -> tup
             f"{base} is no pretrained {type(model).__name__}: {len(missing)} weights are missing in it, "
             f"the first is {missing[0]!r}"
         )
+    if mean_pooling:
+        add_mean_pooling(model)
     return model.eval(), load_tokenizer(base)
 
 

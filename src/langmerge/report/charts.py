@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from langmerge.errors import MissingExtraError
-from langmerge.experiments.rows import Row
+from langmerge.results.study import Row
 from langmerge.report.standings import Standing
 from langmerge.report.words import KINDS, SINGLE_EXPERTS, label
 

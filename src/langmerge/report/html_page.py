@@ -3,7 +3,7 @@
 import json
 from html import escape
 
-from langmerge.experiments.rows import Difference, Study
+from langmerge.results.study import Difference, Study
 from langmerge.report import charts
 from langmerge.report.standings import Standing, standings
 from langmerge.report.style import STYLE

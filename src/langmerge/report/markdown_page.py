@@ -2,7 +2,7 @@
 
 import re
 
-from langmerge.experiments.rows import Study
+from langmerge.results.study import Study
 from langmerge.report.standings import standings
 from langmerge.report.tables import Column, Table, standing_table, summary_tables
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from langmerge.experiments.rows import Kind, Row, Study, Verdict
+from langmerge.results.study import Kind, Row, Study, Verdict
 from langmerge.report.words import SINGLE_EXPERTS
 
 
@@ -36,7 +36,7 @@ class Standing:
         return (
             row.kind == "merge"
             and self.verdict is not None
-            and self.verdict.choice == f"{row.name}, k={row.k}"
+            and self.verdict.signature == row.signature
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from langmerge.experiments.rows import Row, Study
+from langmerge.results.study import Row, Study
 from langmerge.report.standings import Standing, modes, targets
 from langmerge.report.summary import SummaryRow, summary_rows
 from langmerge.report.words import (

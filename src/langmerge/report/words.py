@@ -1,6 +1,6 @@
 """How reports write numbers and names."""
 
-from langmerge.experiments.rows import Difference, Kind, Row
+from langmerge.results.study import Difference, Kind, Row
 
 NOTHING = "—"
 UP, DOWN = "▲", "▼"

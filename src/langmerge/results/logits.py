@@ -27,7 +27,8 @@ class Logits:
     @property
     def predictions(self) -> Int64[np.ndarray, "n"]:
         """The label with the largest logit."""
-        return self.values.argmax(axis=1)
+        best: np.ndarray = self.values.argmax(axis=1)
+        return best
 
     @property
     def correct(self) -> np.ndarray:
@@ -68,10 +69,14 @@ def soft_vote(members: "list[Logits]", weights: "list[float] | None" = None) -> 
 
     Returns:
         log Σ w_i softmax(z_i), shape (n, c).
+
+    Raises:
+        ValueError: other rows, negative weights, or weights that sum to zero.
     """
-    shares = (
-        np.full(len(members), 1 / len(members)) if weights is None else np.asarray(weights) / np.sum(weights)
-    )
+    raw = np.ones(len(members)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if (raw < 0).any() or not raw.sum() > 0:
+        raise ValueError(f"soft vote with weights {raw.tolist()}")
+    shares = raw / raw.sum()
     total = np.zeros_like(members[0].values, dtype=np.float64)
     for share, member in zip(shares, members, strict=True):
         if member.ids != members[0].ids:

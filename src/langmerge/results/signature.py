@@ -36,7 +36,7 @@ def _file_hash(file: Path) -> str:
     cache = file.with_name(f".{file.name}.sha256")
     if cache.exists():
         known, _, kept = cache.read_text().partition("\n")
-        if known == stamp:
+        if known == stamp and len(kept) == 64:
             return kept
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()

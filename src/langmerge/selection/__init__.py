@@ -13,10 +13,10 @@ from langmerge.selection.select import (
 
 __all__ = [
     "SELECTORS",
-    "check_selector",
     "WEIGHTINGS",
     "Selection",
     "TransferMatrix",
+    "check_selector",
     "rank_sources",
     "select_sources",
     "source_weights",

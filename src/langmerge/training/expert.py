@@ -12,6 +12,7 @@ import torch
 from langmerge.errors import TrainingError
 from langmerge.models.devices import autocast, has_fast_bf16
 from langmerge.models.encoding import padded, shuffled_batches
+from langmerge.models.pooling import pooling_parameters
 from langmerge.models.prediction import predict_logits
 from langmerge.progress import Progress, silent
 
@@ -97,7 +98,9 @@ def train_expert(
         "patience": patience, "bf16": bf16, "train_rows": len(train_encoded), "dev_rows": len(dev_encoded),
     }  # fmt: skip
     started = time.perf_counter()
-    frozen = [model.get_input_embeddings().weight] if freeze_embeddings else []
+    frozen = pooling_parameters(model)
+    if freeze_embeddings:
+        frozen.append(model.get_input_embeddings().weight)
     for parameter in frozen:
         parameter.requires_grad_(False)
     steps_per_epoch = math.ceil(len(train_encoded) / batch_size)

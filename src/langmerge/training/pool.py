@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from langmerge.checkpoint import label_names, new_folder, read_json
 from langmerge.errors import PoolError
 from langmerge.models import (
@@ -84,9 +86,10 @@ def train_pool(
         if locale in pool.experts and pool.experts[locale].training.get("signature") == wanted:
             continue
         record = _train_one(pool, task, locale, training, progress)
-        # Another process may have trained other locales of this pool in the meantime.
-        pool = Pool.load(root).with_expert(locale, root / "experts" / locale, {**record, "signature": wanted})
-        pool.save()
+        # Another process may be training other locales of this pool.
+        with FileLock(root / ".pool.lock"):
+            pool = Pool.load(root).with_expert(locale, root / "experts" / locale, {**record, "signature": wanted})
+            pool.save()
     return pool
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from langmerge.errors import DataError
 
@@ -86,6 +86,7 @@ class Verdict:
         target: the locale.
         mode: ExcTar or IncTar.
         choice: the merge with the best dev accuracy.
+        signature: of its row.
         reference: what it is compared with.
         gain: on test.
         text: one plain sentence.
@@ -94,6 +95,7 @@ class Verdict:
     target: str
     mode: str
     choice: str
+    signature: str
     reference: str
     gain: Difference
     text: str
@@ -121,7 +123,7 @@ class Study:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Study":
         """Read what `save` wrote.
 
         Raises:

@@ -1,0 +1,253 @@
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from langmerge.checkpoint import DTYPES, label_names, open_checkpoint, read_json
+from langmerge.errors import CheckpointError
+from tests.tiny import QUERY, SHAPES, WORDS, drawn, write_raw
+
+INDEX = "model.safetensors.index.json"
+
+
+def sparse(folder: Path, size: int) -> Path:
+    """A checkpoint of one tensor of `size` zero bytes that take no place on the disk."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    header = json.dumps({"big": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    return folder
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_folder_says_what_it_holds(tmp_path: Path) -> None:
+    tensors = drawn(0)
+    opened = open_checkpoint(write_raw(tmp_path / "model", tensors, hidden_size=6))
+    assert opened.folder == tmp_path / "model"
+    assert opened.config["hidden_size"] == 6
+    assert {name: info.shape for name, info in opened.tensors.items()} == SHAPES
+    info = opened.tensors[QUERY]
+    assert (info.name, info.dtype, info.is_float, info.nbytes) == (QUERY, "F32", True, 144)
+    assert info.file == tmp_path / "model" / "model.safetensors"
+    assert torch.equal(opened.read(QUERY), tensors[QUERY])
+
+
+def test_the_folder_may_be_text(tmp_path: Path) -> None:
+    assert open_checkpoint(str(write_raw(tmp_path / "model", drawn(0)))).tensors.keys() == SHAPES.keys()
+
+
+def test_shards_read_like_one_file(tmp_path: Path) -> None:
+    tensors = drawn(0)
+    names = sorted(tensors)
+    one = open_checkpoint(write_raw(tmp_path / "one", tensors))
+    many = open_checkpoint(write_raw(tmp_path / "many", tensors, shards=[names[:1], names[1:5], names[5:]]))
+    assert one.tensors.keys() == many.tensors.keys()
+    assert {info.file.name for info in many.tensors.values()} == {
+        f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
+    }
+    for name in names:
+        assert torch.equal(one.read(name), many.read(name))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_opening_reads_headers_only(tmp_path: Path) -> None:
+    size = 1 << 30
+    folder = sparse(tmp_path / "model", size)
+    before = resident_bytes()
+    opened = open_checkpoint(folder)
+    assert opened.tensors["big"].nbytes == size
+    assert resident_bytes() - before < size // 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_is_read_as_stored(tmp_path: Path, dtype: str) -> None:
+    stored = torch.tensor([[0, 1], [3, 2]]).to(DTYPES[dtype])
+    opened = open_checkpoint(write_raw(tmp_path / "model", {"x": stored}))
+    info, found = opened.tensors["x"], opened.read("x")
+    assert (info.dtype, found.dtype, found.shape) == (dtype, DTYPES[dtype], (2, 2))
+    assert found.to(torch.float64).tolist() == stored.to(torch.float64).tolist()
+    assert info.nbytes == 4 * stored.element_size()
+    assert info.is_float is stored.dtype.is_floating_point
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1, 1, 1)])
+def test_scalars_and_empty_tensors(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    opened = open_checkpoint(write_raw(tmp_path / "model", {"x": torch.full(shape, 2.5)}))
+    assert opened.tensors["x"].shape == shape
+    assert torch.equal(opened.read_finite("x"), torch.full(shape, 2.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+def test_arithmetic_is_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    stored = torch.tensor([0.5, -1.25, 3.0]).to(dtype)
+    found = open_checkpoint(write_raw(tmp_path / "model", {"x": stored})).read_finite("x")
+    assert found.dtype == torch.float32
+    assert found.tolist() == [0.5, -1.25, 3.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_an_error_that_names_tensor_and_file(tmp_path: Path, bad: float) -> None:
+    tensors = drawn(0)
+    tensors[WORDS][3, 4] = bad
+    opened = open_checkpoint(write_raw(tmp_path / "model", tensors))
+    assert torch.isfinite(opened.read_finite(QUERY)).all()
+    with pytest.raises(CheckpointError, match=rf"{WORDS}.*{tmp_path}/model/model.safetensors.*NaN"):
+        opened.read_finite(WORDS)
+
+
+def test_opposite_infinities_are_found_too(tmp_path: Path) -> None:
+    opened = open_checkpoint(
+        write_raw(tmp_path / "model", {"x": torch.tensor([float("inf"), -float("inf")])})
+    )
+    with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        opened.read_finite("x")
+
+
+def test_large_numbers_are_finite_though_their_sum_is_not(tmp_path: Path) -> None:
+    opened = open_checkpoint(write_raw(tmp_path / "model", {"x": torch.full((4,), 3e38)}))
+    assert torch.equal(opened.read_finite("x"), torch.full((4,), 3e38))
+
+
+def replaced(name: str, data: str | bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+    return change
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(size: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:size])
+
+    return change
+
+
+def indexed(weight_map: object, *, files: tuple[str, ...] = ("a.safetensors",)) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for file in files:
+            save_file({"x": torch.ones(2)}, folder / file)
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (removed("config.json"), r"config.json does not exist: .* is no model folder"),
+        (replaced("config.json", "{"), "config.json is not valid JSON"),
+        (replaced("config.json", b"\xff\xfe{}"), "config.json is not valid JSON"),
+        (replaced("config.json", "[]"), "config.json holds no JSON object"),
+        (removed("model.safetensors"), f"has no model.safetensors and no {INDEX}"),
+        (replaced("model.safetensors", b""), "model.safetensors cannot be read as safetensors"),
+        (replaced("model.safetensors", b"garbage" * 99), "model.safetensors cannot be read as safetensors"),
+        (cut(300), "model.safetensors cannot be read as safetensors"),
+        (cut(-4), "model.safetensors cannot be read as safetensors"),
+        (replaced("model.safetensors", b"\x02" + bytes(7) + b"{}"), "holds no tensors"),
+        (replaced(INDEX, "nothing"), f"{INDEX} is not valid JSON"),
+        (replaced(INDEX, "{}"), f"{INDEX} has no weight_map"),
+        (indexed(["x"]), "has no weight_map"),
+        (indexed({"x": 1}), "has no weight_map"),
+        (indexed({"x": ["a.safetensors"]}), "has no weight_map"),
+        (indexed({"x": "b.safetensors"}), "lists 'b.safetensors', which does not exist"),
+        (indexed({"x": "a.safetensors", "y": "a.safetensors"}), "lists tensor 'y', which is in no shard"),
+        (
+            indexed({"x": "a.safetensors", "z": "b.safetensors"}, files=("a.safetensors", "b.safetensors")),
+            "tensor 'x' is in .*a.safetensors and in .*b.safetensors",
+        ),
+        (lambda folder: save_file({"x": torch.ones(2, dtype=torch.uint16)}, folder / "model.safetensors"),
+         "tensor 'x' in .*model.safetensors has dtype U16, not supported"),
+    ],
+)  # fmt: skip
+def test_a_broken_folder_is_one_clear_line(
+    tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
+    folder = write_raw(tmp_path / "model", drawn(0))
+    change(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(folder)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model folder .*/nowhere does not exist"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("shard", ["../a.safetensors", "sub/a.safetensors", "/a.safetensors", "..", ""])
+def test_shards_outside_the_folder_are_refused(tmp_path: Path, shard: str) -> None:
+    folder = write_raw(tmp_path / "model", drawn(0))
+    (folder / "sub").mkdir()
+    for place in (tmp_path, folder / "sub"):
+        save_file({"x": torch.ones(2)}, place / "a.safetensors")
+    named = str(tmp_path) + shard if shard.startswith("/") else shard
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": named}}))
+    with pytest.raises(CheckpointError, match="names a shard outside its folder"):
+        open_checkpoint(folder)
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str, int], int], tuple[str, int]]:
+        return os.open, (str(self.mark), os.O_CREAT)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickled_weights_are_refused_unopened(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(pickle.dumps(Trap(tmp_path / "it ran")))
+    with pytest.raises(CheckpointError, match=rf"only pickled weights \({name}\).*convert them"):
+        open_checkpoint(tmp_path)
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_pickled_weights_beside_safetensors_do_not_matter(tmp_path: Path) -> None:
+    folder = write_raw(tmp_path / "model", drawn(0))
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert open_checkpoint(folder).tensors.keys() == SHAPES.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "labels"),
+    [
+        ({"id2label": {"0": "a", "1": "b"}}, ("a", "b")),
+        ({"id2label": {str(row): f"l{row}" for row in (10, 9, 2, 1, 0, 3, 4, 5, 6, 7, 8)}},
+         tuple(f"l{row}" for row in range(11))),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, None),
+        ({"id2label": {"0": "LABEL_1", "1": "LABEL_0"}}, ("LABEL_1", "LABEL_0")),
+        ({"id2label": {"zero": "a"}}, None),
+        ({"id2label": None}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_label_names(config: dict[str, object], labels: tuple[str, ...] | None) -> None:
+    assert label_names(config) == labels
+
+
+def test_json_objects_only(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_json(tmp_path / "y.json")

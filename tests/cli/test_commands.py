@@ -1,0 +1,92 @@
+"""The commands on tiny models: tables for people, one JSON document for programs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from langmerge.coefficients import Coefficients
+from tests.cli.conftest import Run
+from tests.experiments.conftest import tiny_grid, write_task
+from tests.tiny_encoder import write_tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a task and an encoder."""
+    root = tmp_path_factory.mktemp("commands")
+    write_task(root / "text")
+    write_tiny_encoder(root / "encoder")
+    return root
+
+
+def test_from_training_to_a_measured_merge(run: Run, place: Path) -> None:
+    task = f"folder:{place / 'text'}"
+    pool = place / "pool"
+    options = ["--task", task, "--locales", "en-US,de-DE,sw-KE", "--epochs", "2", "--lr", "0.005", "--head-lr", "0.02"]
+    trained = run("train", pool, "--base", place / "encoder", *options, "--json")
+    assert trained.code == 0, trained.err
+    assert set(json.loads(trained.out)["experts"]) == {"en-US", "de-DE", "sw-KE"}
+
+    measured = run("matrix", pool, "--json")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["split"] == "dev"
+
+    chosen = run("select", pool, "--target", "sw-KE", "-k", "2", "-o", place / "c.json", "--json")
+    assert chosen.code == 0, chosen.err
+    assert set(Coefficients.load(place / "c.json").sources) == {"en-US", "de-DE"}
+    assert json.loads(chosen.out)["values"] == Coefficients.load(place / "c.json").values
+
+    merged = run("merge", place / "merged", "--pool", pool, "--target", "sw-KE", "--method", "ties", "-k", "2", "-p", "density=0.5", "--json")
+    assert merged.code == 0, merged.err
+    assert json.loads(merged.out)["signature"] == json.loads((place / "merged" / "langmerge.json").read_text())["signature"]
+
+    scored = run("evaluate", place / "merged", "--task", task, "--locales", "sw-KE", "--against", pool / "base", "--json")
+    assert scored.code == 0, scored.err
+    payload = json.loads(scored.out)
+    score = payload["scores"]["sw-KE"]
+    assert score["accuracy_interval"]["low"] <= score["accuracy"] <= score["accuracy_interval"]["high"]
+    assert payload["differences"]["sw-KE"]["n"] == score["rows"] == 60
+
+    people = run("evaluate", place / "merged", "--task", task, "--locales", "sw-KE")
+    assert "accuracy %" in people.out
+    assert people.err == ""
+
+
+def test_a_pool_of_checkpoints_that_exist(run: Run, place: Path) -> None:
+    task = f"folder:{place / 'text'}"
+    first = place / "first"
+    options = ["--task", task, "--locales", "en-US,de-DE", "--epochs", "1"]
+    assert run("train", first, "--base", place / "encoder", *options).code == 0
+    experts = [f"--expert={locale}={first / 'experts' / locale}" for locale in ("en-US", "de-DE")]
+    made = run("pool", "create", place / "second", "--base", first / "base", *experts, "--task", task)
+    assert made.code == 0, made.err
+    assert run("matrix", place / "second").code == 0
+    assert "de-DE" in run("select", place / "second", "--target", "en-US", "-k", "1").out
+
+
+def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:
+    import yaml
+
+    grid = tiny_grid(tmp_path, modes=["ExcTar"], methods=[{"method": "wudi"}], k=[2], training={"epochs": 1})
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid.model_dump(mode="json")))
+    ran = run("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "sw-KE (ExcTar): merging " in ran.out
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "study.json").exists()
+    assert (tmp_path / "out" / "results.md").exists()
+
+
+def test_help_names_every_command(run: Run) -> None:
+    ran = run("--help")
+    for command in ("demo", "base", "train", "evaluate", "matrix", "select", "plan", "merge", "sweep", "pool", "doctor"):
+        assert f"  {command} " in ran.out
+
+
+def test_doctor_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    ran = run("doctor", "--data", tmp_path / "nowhere", "--json")
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert found["data"] is None
+    assert any("LANGMERGE_DATA" in line for line in found["missing"])

@@ -1,0 +1,52 @@
+"""A raw pool of a base and three sources, made once; tests that change it copy it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langmerge.recipe import Recipe
+from tests.tiny import write_expert, write_raw_pool, write_xlm_roberta
+
+SOURCES = ("de-DE", "fr-FR", "sw-KE")
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def recipe_of(root: Path, **changes: Any) -> Recipe:
+    """The uniform linear merge of a pool's three sources, with changes."""
+    fields = {
+        "base": root / "base",
+        "sources": {name: root / name for name in SOURCES},
+        "method": "linear",
+        **changes,
+    }
+    return Recipe.model_validate(fields)
+
+
+@pytest.fixture(scope="session")
+def raw_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: base and sources with an XLM-R's names."""
+    root = tmp_path_factory.mktemp("raw")
+    write_raw_pool(root, SOURCES)
+    return root
+
+
+@pytest.fixture
+def own_pool(raw_pool: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(raw_pool, tmp_path / "pool"))
+
+
+@pytest.fixture(scope="session")
+def xlm_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: a real XLM-R classifier as base (`base`), its experts, and headless bases of the same shape."""
+    root = tmp_path_factory.mktemp("xlm")
+    write_xlm_roberta(root / "base")
+    write_xlm_roberta(root / "encoder", "encoder")
+    write_xlm_roberta(root / "masked_lm", "masked_lm")
+    for seed, name in enumerate(SOURCES, start=1):
+        write_expert(root / name, root / "base", seed)
+    return root
