@@ -25,9 +25,9 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports --no-cache
 
-results: $(READY)  ## docs/results.md: about 90 minutes on 2 cores, needs MASSIVE
+results: $(READY)  ## docs/results-massive.md: about 90 minutes on 2 cores, needs MASSIVE
 	$(BIN)/langmerge sweep examples/massive.yaml --out results
-	cp results/results.md docs/results-tables.md
+	cp results/results.md docs/results-massive.md
 
 # torch first and alone: the pin in constraints.txt decides which build is taken.
 $(READY): pyproject.toml constraints.txt

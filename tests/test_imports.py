@@ -12,7 +12,9 @@ HEAVY = "heavy = sorted({'torch', 'transformers'} & set(sys.modules)); print(','
 
 def loaded_by(statement: str) -> str:
     code = f"import sys; {statement}\n{HEAVY}"
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.splitlines()[-1]
 
 
 def isort_order(name: str) -> tuple[int, str]:

@@ -113,7 +113,13 @@ def test_an_output_that_exists_is_left_alone(run: Run, folders: Path) -> None:
 
 def test_a_place_that_cannot_be_written(run: Run, folders: Path) -> None:
     (folders / "file").write_text("")
-    assert_refused(run, folders, ["merge", recipe(folders), folders / "file" / "out"], "cannot be written", str(folders / "file"))
+    assert_refused(
+        run,
+        folders,
+        ["merge", recipe(folders), folders / "file" / "out"],
+        "cannot be written",
+        str(folders / "file"),
+    )
 
 
 def pool_with_matrix(root: Path) -> Path:
@@ -138,7 +144,10 @@ def pool_with_matrix(root: Path) -> Path:
         (["--target", "xx-nowhere"], ["'xx-nowhere' is no locale"]),
         (["--target", "sw-KE", "--by", "taste"], ["'taste'", "measured"]),
         (["--target", "sw-KE", "-k", "2", "--weights", "heavy"], ["'heavy'", "uniform"]),
-        (["--target", "sw-KE", "-k", "2", "--weights", "softmax", "--temperature", "0"], ["temperature is 0"]),
+        (
+            ["--target", "sw-KE", "-k", "2", "--weights", "softmax", "--temperature", "0"],
+            ["temperature is 0"],
+        ),
     ],
 )
 def test_a_wrong_selection(run: Run, folders: Path, options: list[str], named: list[str]) -> None:
@@ -151,10 +160,16 @@ def test_a_wrong_selection(run: Run, folders: Path, options: list[str], named: l
     [
         (["select", "nowhere", "--target", "sw-KE"], ["nowhere/pool.yaml", "langmerge train"]),
         (["train", "p", "--base", "b", "--locales", "xx-nowhere", "--task", "demo:intent"], ["xx-nowhere"]),
-        (["train", "p", "--base", "b", "--locales", "km-KH", "--task", "demo:intent"], ["km-KH", "demo:intent"]),
+        (
+            ["train", "p", "--base", "b", "--locales", "km-KH", "--task", "demo:intent"],
+            ["km-KH", "demo:intent"],
+        ),
         (["train", "p", "--base", "b", "--locales", ",", "--task", "demo:intent"], ["--locales is empty"]),
         (["train", "p", "--base", "./b", "--locales", "sw-KE", "--task", "demo:intent"], ["./b"]),
-        (["evaluate", "nowhere", "--locales", "sw-KE", "--task", "demo:intents"], ["demo:intents", "demo:intent"]),
+        (
+            ["evaluate", "nowhere", "--locales", "sw-KE", "--task", "demo:intents"],
+            ["demo:intents", "demo:intent"],
+        ),
         (["merge", "only-one"], ["RECIPE", "OUT"]),
         (["merge", "recipe.yaml", "out"], ["recipe.yaml", "cannot be read"]),
         (["merge", "out", "--pool", "nowhere", "--target", "sw-KE"], ["nowhere/pool.yaml"]),

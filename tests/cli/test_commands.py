@@ -23,7 +23,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_training_to_a_measured_merge(run: Run, place: Path) -> None:
     task = f"folder:{place / 'text'}"
     pool = place / "pool"
-    options = ["--task", task, "--locales", "en-US,de-DE,sw-KE", "--epochs", "2", "--lr", "0.005", "--head-lr", "0.02"]
+    options = [
+        "--task",
+        task,
+        "--locales",
+        "en-US,de-DE,sw-KE",
+        "--epochs",
+        "2",
+        "--lr",
+        "0.005",
+        "--head-lr",
+        "0.02",
+    ]
     trained = run("train", pool, "--base", place / "encoder", *options, "--json")
     assert trained.code == 0, trained.err
     assert set(json.loads(trained.out)["experts"]) == {"en-US", "de-DE", "sw-KE"}
@@ -37,11 +48,38 @@ def test_from_training_to_a_measured_merge(run: Run, place: Path) -> None:
     assert set(Coefficients.load(place / "c.json").sources) == {"en-US", "de-DE"}
     assert json.loads(chosen.out)["values"] == Coefficients.load(place / "c.json").values
 
-    merged = run("merge", place / "merged", "--pool", pool, "--target", "sw-KE", "--method", "ties", "-k", "2", "-p", "density=0.5", "--json")
+    merged = run(
+        "merge",
+        place / "merged",
+        "--pool",
+        pool,
+        "--target",
+        "sw-KE",
+        "--method",
+        "ties",
+        "-k",
+        "2",
+        "-p",
+        "density=0.5",
+        "--json",
+    )
     assert merged.code == 0, merged.err
-    assert json.loads(merged.out)["signature"] == json.loads((place / "merged" / "langmerge.json").read_text())["signature"]
+    assert (
+        json.loads(merged.out)["signature"]
+        == json.loads((place / "merged" / "langmerge.json").read_text())["signature"]
+    )
 
-    scored = run("evaluate", place / "merged", "--task", task, "--locales", "sw-KE", "--against", pool / "base", "--json")
+    scored = run(
+        "evaluate",
+        place / "merged",
+        "--task",
+        task,
+        "--locales",
+        "sw-KE",
+        "--against",
+        pool / "base",
+        "--json",
+    )
     assert scored.code == 0, scored.err
     payload = json.loads(scored.out)
     score = payload["scores"]["sw-KE"]
@@ -80,7 +118,19 @@ def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:
 
 def test_help_names_every_command(run: Run) -> None:
     ran = run("--help")
-    for command in ("demo", "base", "train", "evaluate", "matrix", "select", "plan", "merge", "sweep", "pool", "doctor"):
+    for command in (
+        "demo",
+        "base",
+        "train",
+        "evaluate",
+        "matrix",
+        "select",
+        "plan",
+        "merge",
+        "sweep",
+        "pool",
+        "doctor",
+    ):
         assert f"  {command} " in ran.out
 
 

@@ -1,18 +1,18 @@
 """A raw pool of a base and three sources, made once; tests that change it copy it."""
 
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from langmerge.engine import make_plan, merged_tensors
 from langmerge.recipe import Recipe
-from tests.tiny import write_expert, write_raw_pool, write_xlm_roberta
+from tests.tiny import Tensors, write_expert, write_raw_pool, write_xlm_roberta
 
 SOURCES = ("de-DE", "fr-FR", "sw-KE")
-
-MakeRecipe = Callable[..., Recipe]
 
 
 def recipe_of(root: Path, **changes: Any) -> Recipe:
@@ -24,6 +24,22 @@ def recipe_of(root: Path, **changes: Any) -> Recipe:
         **changes,
     }
     return Recipe.model_validate(fields)
+
+
+def bits(tensors: Tensors) -> dict[str, tuple[torch.dtype, bytes]]:
+    return {
+        name: (one.dtype, one.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for name, one in tensors.items()
+    }
+
+
+def streamed(recipe: Recipe) -> Tensors:
+    return {one.plan.name: one.tensor for one in merged_tensors(make_plan(recipe))}
+
+
+def entries(out: Path) -> dict[str, dict[str, Any]]:
+    record = json.loads((out / "langmerge.json").read_text())
+    return {entry["tensor"]: entry for entry in record["tensors"]}
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,9 @@ def test_gain_and_effect_are_differences_of_the_rows(study: Study) -> None:
         assert row.effect is not None
         reference = own if row.mode == "IncTar" else best
         assert row.gain.points == pytest.approx(100 * (row.test - reference.test), abs=1e-3)
-        assert row.effect.points == pytest.approx(100 * (row.test - means[row.mode, row.sources].test), abs=1e-3)
+        assert row.effect.points == pytest.approx(
+            100 * (row.test - means[row.mode, row.sources].test), abs=1e-3
+        )
         assert row.gain.low <= row.gain.points <= row.gain.high
 
 
@@ -82,7 +84,10 @@ def test_the_experts_learned(study: Study) -> None:
 
 
 def test_a_second_run_computes_nothing_and_finds_the_same(study: Study, study_folder: Path) -> None:
-    watched = [*(study_folder / "out" / "pool").rglob("*.safetensors"), *(study_folder / "out").rglob("*.npz")]
+    watched = [
+        *(study_folder / "out" / "pool").rglob("*.safetensors"),
+        *(study_folder / "out").rglob("*.npz"),
+    ]
     before = {path: path.stat().st_mtime_ns for path in watched}
     again = run_study(tiny_grid(study_folder), study_folder / "out")
     assert before
@@ -127,10 +132,17 @@ def test_a_pool_is_not_continued_with_another_head(study: Study, study_folder: P
         ({"k": [0]}, "k"),
     ],
 )
-def test_a_wrong_grid_is_one_line_that_names_the_fault(tmp_path: Path, change: dict[str, object], fault: str) -> None:
+def test_a_wrong_grid_is_one_line_that_names_the_fault(
+    tmp_path: Path, change: dict[str, object], fault: str
+) -> None:
     import yaml
 
-    fields = {"task": "demo:intent", "sources": ["en-US", "de-DE"], "targets": ["sw-KE"], "methods": [{"method": "wudi"}]}
+    fields = {
+        "task": "demo:intent",
+        "sources": ["en-US", "de-DE"],
+        "targets": ["sw-KE"],
+        "methods": [{"method": "wudi"}],
+    }
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({**fields, **change}))
     with pytest.raises(RecipeError) as found:

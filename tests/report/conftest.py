@@ -73,7 +73,15 @@ def target_rows(target: str, others: tuple[str, ...], at: float) -> list[Row]:
 def verdict(found: Row, reference: str, text: str) -> Verdict:
     """A verdict about a merge."""
     assert found.gain is not None
-    return Verdict(found.target, found.mode, f"{found.name}, k={found.k}", reference, found.gain, text)
+    return Verdict(
+        target=found.target,
+        mode=found.mode,
+        choice=f"{found.name}, k={found.k}",
+        signature=found.signature,
+        reference=reference,
+        gain=found.gain,
+        text=text,
+    )
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from dataclasses import replace
 import altair
 import pytest
 
-from langmerge.results.study import Study
 from langmerge.report import standings
 from langmerge.report.charts import CHOSEN, OUTLINE, SELF, ZERO_SHOT, accuracy_bars, transfer_heat_map
+from langmerge.results.study import Study
 
 
 def texts(svg: str) -> list[str]:

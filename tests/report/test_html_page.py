@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from langmerge.errors import MissingExtraError
-from langmerge.results.study import Study
 from langmerge.report import markdown, page
+from langmerge.results.study import Study
 
 HOSTILE = "\" onload=\"y' onload='z <script>alert(1)</script>"
 VOID = {"meta", "br", "link", "img", "input", "hr"}

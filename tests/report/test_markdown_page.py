@@ -1,8 +1,8 @@
 import re
 from dataclasses import replace
 
-from langmerge.results.study import Study
 from langmerge.report import markdown
+from langmerge.results.study import Study
 
 
 def test_verdicts_and_every_signature_are_there(study: Study) -> None:

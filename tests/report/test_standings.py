@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from langmerge.results.study import Study
 from langmerge.report import standings
+from langmerge.results.study import Study
 
 
 def test_every_target_and_mode_has_one(study: Study) -> None:

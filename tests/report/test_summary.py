@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from langmerge.errors import DataError
-from langmerge.results.study import Difference, Study
 from langmerge.report import SummaryRow, mean_gain, summary_rows
+from langmerge.results.study import Difference, Study
 from tests.report.conftest import MakeRow
 
 

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from langmerge.results.study import Study
 from langmerge.report import Table, standing_table, standings, summary_tables
+from langmerge.results.study import Study
 
 
 def cell(table: Table, model: str, column: str) -> str:

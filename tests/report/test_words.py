@@ -1,7 +1,7 @@
 import pytest
 
-from langmerge.results.study import Difference
 from langmerge.report.words import difference, duration, p_value, percent, points
+from langmerge.results.study import Difference
 
 
 @pytest.mark.parametrize(

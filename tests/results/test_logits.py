@@ -134,5 +134,5 @@ def test_weights_of_no_vote(weights: list[float]) -> None:
 
 
 def test_as_many_weights_as_members() -> None:
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         soft_vote([logits([[1.0, 2.0]])] * 2, [1.0])

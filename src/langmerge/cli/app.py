@@ -68,7 +68,8 @@ def main() -> None:
     # typer turns an interrupt inside a command into this code by itself.
     if code == INTERRUPTED:
         errors.print(
-            "interrupted: everything finished so far is kept; the same command goes on from there", markup=False
+            "interrupted: everything finished so far is kept; the same command goes on from there",
+            markup=False,
         )
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -76,7 +77,9 @@ def main() -> None:
 def one_line(error: BaseException) -> str:
     """What an error says, in one line."""
     if isinstance(error, PlanError) and len(error.faults) > 1:
-        text = f"{len(error.faults)} faults: " + "; ".join(f"({i}) {fault}" for i, fault in enumerate(error.faults, 1))
+        text = f"{len(error.faults)} faults: " + "; ".join(
+            f"({i}) {fault}" for i, fault in enumerate(error.faults, 1)
+        )
     elif isinstance(error, UsageError):
         text = f"{error.format_message()} (see --help)"  # type: ignore[attr-defined]
     else:

@@ -66,7 +66,13 @@ def _people(study: Any, out: Path) -> None:
     for standing in standings(study):
         table = standing_table(standing)
         shown = [i for i, column in enumerate(table.columns) if column.name not in ONLY_ON_PAGE]
-        print_table(table.title, [table.columns[i].name for i in shown], [[row[i] for i in shown] for row in table.rows])
+        print_table(
+            table.title,
+            [table.columns[i].name for i in shown],
+            [[row[i] for i in shown] for row in table.rows],
+        )
     for verdict in study.verdicts:
         say(verdict.text)
-    say(f"page: {out / 'report.html'}   tables: {out / 'results.md'}   rows: {out / 'study.json'}   took {study.seconds:.0f} s")
+    say(
+        f"page: {out / 'report.html'}   tables: {out / 'results.md'}   rows: {out / 'study.json'}   took {study.seconds:.0f} s"
+    )

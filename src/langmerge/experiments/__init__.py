@@ -2,7 +2,7 @@
 
 from langmerge.experiments.demo import DEMO_GRID
 from langmerge.experiments.grid import Grid
-from langmerge.results.study import Difference, Row, Study, Verdict
 from langmerge.experiments.study import run_study
+from langmerge.results.study import Difference, Row, Study, Verdict
 
 __all__ = ["DEMO_GRID", "Difference", "Grid", "Row", "Study", "Verdict", "run_study"]

@@ -61,6 +61,7 @@ class Grid(BaseModel):
         k: numbers of sources; `all` for every one.
         modes: ExcTar, IncTar or both.
         methods: what is tried.
+        columns: locales the experts are measured on: `all` for the whole picture, `targets` where time is short.
         matrix_limit: dev rows per locale behind the choice of sources and the verdict; all by default.
     """
 
@@ -74,6 +75,7 @@ class Grid(BaseModel):
     k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (5,)
     modes: tuple[Literal["ExcTar", "IncTar"], ...] = ("ExcTar",)
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
+    columns: Literal["all", "targets"] = "all"
     matrix_limit: int | None = Field(None, ge=1)
 
     @field_validator("sources", "targets")

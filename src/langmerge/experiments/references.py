@@ -6,8 +6,8 @@ import numpy as np
 
 from langmerge.evaluate import PoolEvaluator, score
 from langmerge.experiments.candidates import Candidate, CandidateScorer
-from langmerge.results.study import Difference, Kind, Row
 from langmerge.results import Logits, signature, soft_vote
+from langmerge.results.study import Difference, Kind, Row
 from langmerge.selection import TransferMatrix, rank_sources
 from langmerge.tasks import accuracy, mean_interval, paired_difference
 

@@ -8,10 +8,10 @@ from langmerge.evaluate import PoolEvaluator, transfer_matrix
 from langmerge.experiments.candidates import CandidateScorer, candidates
 from langmerge.experiments.grid import Grid
 from langmerge.experiments.references import TargetBoard
-from langmerge.results.study import Row, Study, Verdict
 from langmerge.experiments.verdict import verdict
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
+from langmerge.results.study import Row, Study, Verdict
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import load_task
 from langmerge.training import ORIGIN, Training, ensure_base, train_pool
@@ -39,7 +39,8 @@ def run_study(grid: Grid, out: Path, *, data: Path | None = None, progress: Prog
         out / "pool", base=base, task=task, locales=grid.locales, training=training, progress=progress
     )
     evaluator = PoolEvaluator(pool, task, limits={"dev": grid.matrix_limit})
-    matrix = transfer_matrix(evaluator, split="dev", locales=grid.locales, progress=progress)
+    columns = grid.locales if grid.columns == "all" else grid.targets
+    matrix = transfer_matrix(evaluator, split="dev", locales=columns, progress=progress)
     rows, verdicts = _judged(grid, evaluator, matrix, progress)
     study = Study(
         task=task.name,

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from langmerge.errors import DataError
 from langmerge.experiments.references import TargetBoard
 from langmerge.results.study import Difference, Row, Verdict
-from langmerge.errors import DataError
 
 
 def verdict(board: TargetBoard, merges: Sequence[Row], mode: str) -> Verdict:

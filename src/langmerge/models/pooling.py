@@ -34,7 +34,12 @@ def add_mean_pooling(model: Any) -> bool:
     """
     layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
     dense = getattr(getattr(model, "classifier", None), "dense", None)
-    if layers is None or dense is None or not _is_post_norm(layers[-1]) or dense.in_features != dense.out_features:
+    if (
+        layers is None
+        or dense is None
+        or not _is_post_norm(layers[-1])
+        or dense.in_features != dense.out_features
+    ):
         return False
     layer = copy.deepcopy(layers[-1])
     _make_pooling(layer)

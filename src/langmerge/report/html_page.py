@@ -3,12 +3,12 @@
 import json
 from html import escape
 
-from langmerge.results.study import Difference, Study
 from langmerge.report import charts
 from langmerge.report.standings import Standing, standings
 from langmerge.report.style import STYLE
 from langmerge.report.tables import Column, Table, standing_table, summary_tables
 from langmerge.report.words import GLOSSARY, duration, percent
+from langmerge.results.study import Difference, Study
 
 LONG_LIST = 8
 """A longer list of sources is folded."""

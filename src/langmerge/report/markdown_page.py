@@ -2,9 +2,9 @@
 
 import re
 
-from langmerge.results.study import Study
 from langmerge.report.standings import standings
 from langmerge.report.tables import Column, Table, standing_table, summary_tables
+from langmerge.results.study import Study
 
 
 def markdown(study: Study) -> str:

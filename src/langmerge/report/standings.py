@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from langmerge.results.study import Kind, Row, Study, Verdict
 from langmerge.report.words import SINGLE_EXPERTS
+from langmerge.results.study import Kind, Row, Study, Verdict
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class Standing:
 
     def is_chosen(self, row: Row) -> bool:
         """Whether the verdict is about this row."""
-        return (
-            row.kind == "merge"
-            and self.verdict is not None
-            and self.verdict.signature == row.signature
-        )
+        return row.kind == "merge" and self.verdict is not None and self.verdict.signature == row.signature
 
 
 def modes(study: Study) -> tuple[str, ...]:

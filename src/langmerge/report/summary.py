@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from langmerge.errors import DataError
-from langmerge.results.study import Difference, Kind, Row, Study
 from langmerge.report.standings import belongs, modes, targets
 from langmerge.report.words import KINDS, SINGLE_EXPERTS
+from langmerge.results.study import Difference, Kind, Row, Study
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from langmerge.results.study import Row, Study
 from langmerge.report.standings import Standing, modes, targets
 from langmerge.report.summary import SummaryRow, summary_rows
 from langmerge.report.words import (
@@ -16,6 +15,7 @@ from langmerge.report.words import (
     percent,
     points,
 )
+from langmerge.results.study import Row, Study
 
 CHOSEN = "← best merge on dev"
 

@@ -52,7 +52,8 @@ def load_logits(path: Path, expected_signature: str) -> Logits | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        # Opened here: np.load leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["signature"]) != expected_signature:
                 return None
             return Logits(str(kept["signature"]), tuple(kept["ids"].tolist()), kept["labels"], kept["values"])

@@ -141,7 +141,7 @@ class Study:
             return cls(rows=rows, verdicts=verdicts, **raw)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist: run langmerge sweep") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no study: {error}") from None
 
 

@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from langmerge.errors import TrainingError
 from langmerge.models.devices import autocast, has_fast_bf16
@@ -98,48 +100,54 @@ def train_expert(
         "patience": patience, "bf16": bf16, "train_rows": len(train_encoded), "dev_rows": len(dev_encoded),
     }  # fmt: skip
     started = time.perf_counter()
-    frozen = pooling_parameters(model)
-    if freeze_embeddings:
-        frozen.append(model.get_input_embeddings().weight)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    steps_per_epoch = math.ceil(len(train_encoded) / batch_size)
-    optimizer = adamw(model, lr=lr, head_lr=head_lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, linear_schedule(steps=epochs * steps_per_epoch, warmup=warmup)
-    )
-    generator = torch.Generator().manual_seed(seed)
+    steps = math.ceil(len(train_encoded) / batch_size)
     best, dev_accuracy, train_loss = _Best(), [], []
-    try:
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            progress("train", epochs * steps_per_epoch) as advance,
-        ):
-            torch.manual_seed(seed)
-            for epoch in range(1, epochs + 1):
-                train_loss.append(
-                    _run_epoch(
-                        model, train_encoded, train_labels, optimizer, schedule,
-                        batch_size=batch_size, generator=generator, bf16=bf16, advance=advance,
-                    )
-                )  # fmt: skip
-                predictions = predict_logits(model, dev_encoded, bf16=bf16).argmax(axis=1)
-                dev_accuracy.append(float(np.mean(predictions == dev_labels)))
-                best.offer(model, dev_accuracy[-1], epoch)
-                if epoch - best.epoch >= patience:
-                    break
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-    best.restore(model)
+    with (
+        _frozen([*pooling_parameters(model), *_embeddings(model, frozen=freeze_embeddings)]),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        progress("train", epochs * steps) as advance,
+    ):
+        torch.manual_seed(seed)
+        optimizer = adamw(model, lr=lr, head_lr=head_lr, weight_decay=weight_decay)
+        schedule = LambdaLR(optimizer, linear_schedule(steps=epochs * steps, warmup=warmup))
+        generator = torch.Generator().manual_seed(seed)
+        for epoch in range(1, epochs + 1):
+            train_loss.append(
+                _run_epoch(
+                    model, train_encoded, train_labels, optimizer, schedule,
+                    batch_size=batch_size, generator=generator, bf16=bf16, advance=advance,
+                )
+            )  # fmt: skip
+            predictions = predict_logits(model, dev_encoded, bf16=bf16).argmax(axis=1)
+            dev_accuracy.append(float(np.mean(predictions == dev_labels)))
+            best.offer(model, dev_accuracy[-1], epoch)
+            if epoch - best.epoch >= patience:
+                break
+        best.restore(model)
     return ExpertRecord(
-        steps=len(train_loss) * steps_per_epoch,
-        seconds=time.perf_counter() - started,
-        dev_accuracy=tuple(dev_accuracy),
-        train_loss=tuple(train_loss),
-        best_epoch=best.epoch,
-        settings=settings,
+        len(train_loss) * steps,
+        time.perf_counter() - started,
+        tuple(dev_accuracy),
+        tuple(train_loss),
+        best.epoch,
+        settings,
     )
+
+
+@contextmanager
+def _frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Parameters that do not train within the block."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _embeddings(model: Any, *, frozen: bool) -> list[torch.nn.Parameter]:
+    return [model.get_input_embeddings().weight] if frozen else []
 
 
 def adamw(model: Any, *, lr: float, head_lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -202,7 +210,7 @@ def _run_epoch(
     encoded: Encoded,
     labels: np.ndarray,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
+    schedule: LambdaLR,
     *,
     batch_size: int,
     generator: torch.Generator,

@@ -88,7 +88,9 @@ def train_pool(
         record = _train_one(pool, task, locale, training, progress)
         # Another process may be training other locales of this pool.
         with FileLock(root / ".pool.lock"):
-            pool = Pool.load(root).with_expert(locale, root / "experts" / locale, {**record, "signature": wanted})
+            pool = Pool.load(root).with_expert(
+                locale, root / "experts" / locale, {**record, "signature": wanted}
+            )
             pool.save()
     return pool
 
