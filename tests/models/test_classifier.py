@@ -1,6 +1,8 @@
 """Classifiers: made, written, read, used."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,14 @@ def test_pickled_weights_are_refused(base: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="No model can be read"):
         load_classifier(tmp_path)
+
+
+def test_without_transformers_the_install_command_is_named() -> None:
+    code = (
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'transformers' else real(name, *a)\n"
+        "import langmerge.models"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingExtraError" in ran.stderr
+    assert "pip install 'langmerge[models]'" in ran.stderr

@@ -24,7 +24,7 @@ for module in (studies, experts, selecting, merging, doctor):
 
 INTERRUPTED = 130
 
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """typer's root of wrong command lines, which it does not export by name."""
 
 

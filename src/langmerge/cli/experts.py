@@ -69,8 +69,8 @@ def train(
         int | None, typer.Option(min=1, help="At most so many training rows per locale (parallel ids).")
     ] = None,
     max_dev: Annotated[int, typer.Option(min=1, help="Dev rows for early stopping.")] = 500,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of the body.")] = 1e-4,
-    head_lr: Annotated[float, typer.Option(help="Peak learning rate of the head.")] = 2e-3,
+    lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the body.")] = 1e-4,
+    head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: int = 0,
     freeze_embeddings: Annotated[
@@ -86,7 +86,16 @@ def train(
     loaded = load_task(task, data=data)
     chosen = locale_list(locales)
     start = ensure_base(base, pool / "pretrained", task=loaded, locales=chosen, progress=bars)
-    training = Training(epochs, max_train, max_dev, lr, head_lr, batch_size, seed, freeze_embeddings)
+    training = Training(
+        epochs=epochs,
+        max_train=max_train,
+        max_dev=max_dev,
+        lr=lr,
+        head_lr=head_lr,
+        batch_size=batch_size,
+        seed=seed,
+        freeze_embeddings=freeze_embeddings,
+    )
     trained = train_pool(pool, base=start, task=loaded, locales=chosen, training=training, progress=bars)
 
     def people() -> None:

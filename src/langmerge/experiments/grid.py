@@ -11,6 +11,7 @@ from langmerge.errors import LangmergeError, RecipeError
 from langmerge.locales import canonical_locale
 from langmerge.methods import checked_parameters
 from langmerge.selection import WEIGHTINGS
+from langmerge.training import Training
 
 
 class MethodChoice(BaseModel):
@@ -32,21 +33,6 @@ class MethodChoice(BaseModel):
         elif self.weights != "uniform":
             said.append(self.weights)
         return f"{self.method}({', '.join(said)})" if said else self.method
-
-
-class TrainingChoice(BaseModel):
-    """Training settings; see `langmerge train --help`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(3, ge=1)
-    max_train: int | None = Field(None, ge=1)
-    max_dev: int | None = Field(500, ge=1)
-    lr: float = Field(1e-4, gt=0)
-    head_lr: float = Field(2e-3, gt=0)
-    batch_size: int = Field(32, ge=1)
-    seed: int = 0
-    freeze_embeddings: bool = True
 
 
 class Grid(BaseModel):
@@ -71,7 +57,7 @@ class Grid(BaseModel):
     base: str = "e5-small"
     sources: tuple[str, ...] = Field(min_length=2)
     targets: tuple[str, ...] = Field(min_length=1)
-    training: TrainingChoice = TrainingChoice()
+    training: Training = Training()
     k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (5,)
     modes: tuple[Literal["ExcTar", "IncTar"], ...] = ("ExcTar",)
     methods: tuple[MethodChoice, ...] = Field(min_length=1)

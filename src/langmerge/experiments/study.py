@@ -14,7 +14,7 @@ from langmerge.progress import Progress, silent
 from langmerge.results.study import Row, Study, Verdict
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import load_task
-from langmerge.training import ORIGIN, Training, ensure_base, train_pool
+from langmerge.training import ORIGIN, ensure_base, train_pool
 
 
 def run_study(grid: Grid, out: Path, *, data: Path | None = None, progress: Progress = silent) -> Study:
@@ -34,9 +34,8 @@ def run_study(grid: Grid, out: Path, *, data: Path | None = None, progress: Prog
     started = time.monotonic()
     task = load_task(grid.task, data=data)
     base = ensure_base(grid.base, out / "base", task=task, locales=grid.locales, progress=progress)
-    training = Training(**grid.training.model_dump())
     pool = train_pool(
-        out / "pool", base=base, task=task, locales=grid.locales, training=training, progress=progress
+        out / "pool", base=base, task=task, locales=grid.locales, training=grid.training, progress=progress
     )
     evaluator = PoolEvaluator(pool, task, limits={"dev": grid.matrix_limit})
     columns = grid.locales if grid.columns == "all" else grid.targets

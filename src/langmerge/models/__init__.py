@@ -1,36 +1,34 @@
-"""Models on disk and in memory; the one owner of transformers and tokenizers.
+"""Models on disk and in memory; the one owner of transformers and tokenizers."""
 
-Names load on first use, so that importing the package loads neither torch nor transformers.
-"""
+from importlib.util import find_spec
 
-from importlib import import_module
-from typing import Any
+from langmerge.errors import MissingExtraError
 
-_HOMES = {
-    "PROVENANCE_FILE": "e5_small",
-    "autocast": "devices",
-    "best_device": "devices",
-    "build_e5_small": "e5_small",
-    "encode": "encoding",
-    "has_fast_bf16": "devices",
-    "length_bucketed": "encoding",
-    "load_classifier": "classifier",
-    "load_tokenizer": "classifier",
-    "new_classifier": "classifier",
-    "padded": "encoding",
-    "predict_logits": "prediction",
-    "save_classifier": "classifier",
-    "shuffled_batches": "encoding",
-}
+if find_spec("transformers") is None:
+    raise MissingExtraError("transformers", extra="models", needed_for="loading and training models")
 
-__all__ = sorted(_HOMES)
+from langmerge.models.classifier import load_classifier, load_tokenizer, new_classifier, save_classifier
+from langmerge.models.devices import autocast, best_device, has_fast_bf16
+from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
+from langmerge.models.encoding import encode, length_bucketed, padded, shuffled_batches
+from langmerge.models.pooling import add_mean_pooling, pooling_parameters
+from langmerge.models.prediction import predict_logits
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = [
+    "PROVENANCE_FILE",
+    "add_mean_pooling",
+    "autocast",
+    "best_device",
+    "build_e5_small",
+    "encode",
+    "has_fast_bf16",
+    "length_bucketed",
+    "load_classifier",
+    "load_tokenizer",
+    "new_classifier",
+    "padded",
+    "pooling_parameters",
+    "predict_logits",
+    "save_classifier",
+    "shuffled_batches",
+]

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
 
 from langmerge.checkpoint import label_names, new_folder, read_json
 from langmerge.errors import PoolError
@@ -30,14 +31,13 @@ ORIGIN = "langmerge_origin.json"
 """In a pool's base: where it came from."""
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(BaseModel):
     """How every expert of a pool is trained.
 
     Attributes:
         epochs: most passes over the training rows.
         max_train: most training rows per locale (the same parallel ids for every locale); None takes all.
-        max_dev: most dev rows for early stopping.
+        max_dev: most dev rows for early stopping; None takes all.
         lr: peak learning rate of the body.
         head_lr: peak learning rate of the head.
         batch_size: rows per optimiser step.
@@ -45,12 +45,14 @@ class Training:
         freeze_embeddings: leave the word embeddings as they are in the base.
     """
 
-    epochs: int = 3
-    max_train: int | None = None
-    max_dev: int | None = 500
-    lr: float = 1e-4
-    head_lr: float = 2e-3
-    batch_size: int = 32
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)] = 3
+    max_train: Annotated[int, Field(ge=1)] | None = None
+    max_dev: Annotated[int, Field(ge=1)] | None = 500
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    head_lr: Annotated[float, Field(gt=0)] = 2e-3
+    batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
     freeze_embeddings: bool = True
 
@@ -103,7 +105,7 @@ def expert_signature(pool: Pool, task: Task, locale: str, training: Training) ->
             "task": task.name,
             "revision": task.revision,
             "locale": locale,
-            "training": asdict(training),
+            "training": training.model_dump(),
             "langmerge": version("langmerge"),
         }
     )
