@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from langmerge.errors import OutputError, RecipeError
+from langmerge.errors import RecipeError
+from langmerge.files import replace_text
 
 FORMAT = "langmerge-coefficients/1"
 
@@ -112,14 +113,7 @@ class Coefficients(BaseModel):
         Raises:
             OutputError: the place cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_text(
-                json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-            )
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"coefficients file {path} cannot be written: {error.strerror}") from None
+        replace_text(path, json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
 
 
 def first_fault(error: Exception) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from langmerge.errors import CheckpointError
 from langmerge.models import (
+    MAX_LENGTH,
     best_device,
     encode,
     has_fast_bf16,
@@ -22,8 +23,6 @@ from langmerge.progress import Progress, silent
 from langmerge.results import Logits, folder_signature, load_logits, signature
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import Examples, Interval, Task, accuracy, bootstrap_interval, macro_f1
-
-MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Evaluator:
         key = (locale, split)
         if key not in self._rows:
             examples = self.task.load(locale, split).limited(self.limits.get(split))
-            self._rows[key] = Rows(examples, encode(self._tokenizer, examples.texts, max_length=MAX_LENGTH))
+            self._rows[key] = Rows(examples, encode(self._tokenizer, examples.texts))
         return self._rows[key]
 
     def signature(self, model: str, locale: str, split: str) -> str:

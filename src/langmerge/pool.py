@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from langmerge.coefficients import first_fault
 from langmerge.errors import PoolError
+from langmerge.files import replace_text
 from langmerge.locales import canonical_locale
 
 FORMAT = "langmerge-pool/1"
@@ -76,10 +77,8 @@ class Pool(BaseModel):
     def save(self) -> None:
         """Write pool.yaml, atomically."""
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = self.root / ".pool.yaml.tmp"
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        temporary.write_text(text)
-        temporary.replace(self.root / "pool.yaml")
+        replace_text(self.root / "pool.yaml", text)
 
     @property
     def base_folder(self) -> Path:

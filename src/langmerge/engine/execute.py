@@ -167,8 +167,10 @@ def merge(
         write_weights(folder, slots, stream(), max_shard=max_shard)
         _write_companions(plan, folder)
         record = receipt(plan, done)
-        (folder / "langmerge.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        (folder / "README.md").write_text(model_card(plan, record))
+        (folder / "langmerge.json").write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        (folder / "README.md").write_text(model_card(plan, record), encoding="utf-8")
     return out
 
 
@@ -197,7 +199,9 @@ def _write_companions(plan: Plan, folder: Path) -> None:
     if plan.labels:
         config["id2label"] = {str(i): label for i, label in enumerate(plan.labels)}
         config["label2id"] = {label: i for i, label in enumerate(plan.labels)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     # The sources' tokenizer, which the plan has found to be one: a base may lack it.
     holders = [plan.donor, *plan.sources.values()]
     for name in CARRIED:

@@ -10,11 +10,12 @@ if find_spec("transformers") is None:
 from langmerge.models.classifier import load_classifier, load_tokenizer, new_classifier, save_classifier
 from langmerge.models.devices import autocast, best_device, has_fast_bf16
 from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
-from langmerge.models.encoding import encode, length_bucketed, padded, shuffled_batches
+from langmerge.models.encoding import MAX_LENGTH, encode, length_bucketed, padded, shuffled_batches
 from langmerge.models.pooling import add_mean_pooling, pooling_parameters
 from langmerge.models.prediction import predict_logits
 
 __all__ = [
+    "MAX_LENGTH",
     "PROVENANCE_FILE",
     "add_mean_pooling",
     "autocast",

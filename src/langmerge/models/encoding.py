@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
+MAX_LENGTH = 128
+"""Tokens of a text that are read; utterances have a dozen."""
+
 _LENGTH_POOL = 32
 """Batches that are sorted by length together when training: fewer pads, still a random order."""
 
 
-def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int = 128) -> list[list[int]]:
+def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int = MAX_LENGTH) -> list[list[int]]:
     """Return the token ids of each text, special tokens included.
 
     Args:

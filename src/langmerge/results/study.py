@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langmerge.errors import DataError
+from langmerge.files import replace_text
 
 FORMAT = "langmerge-study/1"
 
@@ -116,11 +117,9 @@ class Study:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(
-            json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        replace_text(
+            path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
         )
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Study":

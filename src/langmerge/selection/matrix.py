@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from langmerge.errors import SelectionError
+from langmerge.files import replace_text
 
 FORMAT = "langmerge-transfer/1"
 
@@ -102,9 +103,7 @@ class TransferMatrix:
             "values": [[None if np.isnan(v) else round(float(v), 6) for v in row] for row in self.values],
             "provenance": dict(self.provenance),
         }
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(payload, indent=1, ensure_ascii=False) + "\n")
-        temporary.replace(path)
+        replace_text(path, json.dumps(payload, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "TransferMatrix":

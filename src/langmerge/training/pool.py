@@ -26,7 +26,6 @@ from langmerge.results import folder_signature, signature
 from langmerge.tasks import Examples, Task
 from langmerge.training.expert import train_expert
 
-MAX_LENGTH = 128
 ORIGIN = "langmerge_origin.json"
 """In a pool's base: where it came from."""
 
@@ -155,7 +154,7 @@ def _train_one(pool: Pool, task: Task, locale: str, training: Training, progress
     dev = task.load(locale, "dev").limited(training.max_dev)
 
     def encoded(examples: Examples) -> list[list[int]]:
-        return encode(tokenizer, examples.texts, max_length=MAX_LENGTH)
+        return encode(tokenizer, examples.texts)
 
     record = train_expert(
         model,

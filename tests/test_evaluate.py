@@ -1,0 +1,156 @@
+"""Scores and the transfer matrix on a tiny pool."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from langmerge import evaluate as module
+from langmerge.checkpoint import open_checkpoint
+from langmerge.errors import CheckpointError, LocaleError
+from langmerge.evaluate import PoolEvaluator, evaluate_model, score, transfer_matrix
+from langmerge.pool import Pool
+from langmerge.results import folder_signature
+from langmerge.selection import TransferMatrix
+from langmerge.tasks import Task, load_task
+from langmerge.training import Training, train_pool
+from tests.experiments.conftest import write_task
+from tests.tiny import permuted, write_raw
+from tests.tiny_encoder import write_tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """A folder task."""
+    return load_task(f"folder:{write_task(tmp_path_factory.mktemp('task') / 'text')}")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Pool:
+    """Two experts."""
+    root = tmp_path_factory.mktemp("pool")
+    base = write_tiny_encoder(root / "encoder")
+    training = Training(epochs=2, lr=5e-3, head_lr=2e-2, batch_size=8)
+    return train_pool(root / "pool", base=base, task=task, locales=["de-DE", "en-US"], training=training)
+
+
+def test_a_cell_of_the_matrix_is_the_experts_accuracy_on_that_locale(pool: Pool, task: Task) -> None:
+    matrix = transfer_matrix(PoolEvaluator(pool, task), locales=["de-DE", "en-US", "sw-KE"])
+    for expert in pool.locales:
+        for locale in matrix.targets:
+            alone = evaluate_model(pool.expert(expert), task, [locale], split="dev")[locale]
+            assert matrix.score(expert, locale) == pytest.approx(float(alone.correct.mean()))
+    assert (matrix.sources, matrix.split) == (("de-DE", "en-US"), "dev")
+    kept = TransferMatrix.load(pool.root / "transfer.dev.json")
+    np.testing.assert_allclose(kept.values, matrix.values, atol=1e-6)
+
+
+def test_the_matrix_is_resumed_cell_by_cell(pool: Pool, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer_matrix(PoolEvaluator(pool, task), locales=["de-DE", "en-US", "sw-KE"])
+    cell = pool.root / "logits" / "dev" / "sw-KE" / "en-US.npz"
+    cell.unlink()
+    computed: list[int] = []
+
+    def counted(model: Any, encoded: Any, **options: Any) -> np.ndarray:
+        computed.append(len(encoded))
+        return predict(model, encoded, **options)
+
+    predict = module.predict_logits
+    monkeypatch.setattr(module, "predict_logits", counted)
+    transfer_matrix(PoolEvaluator(pool, task), locales=["de-DE", "en-US", "sw-KE"])
+    assert computed == [24]
+    assert cell.exists()
+
+
+def test_each_locale_is_tokenised_once(pool: Pool, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(tokenizer: Any, texts: Any, **options: Any) -> list[list[int]]:
+        seen.append(len(texts))
+        return encode(tokenizer, texts, **options)
+
+    encode = module.encode
+    monkeypatch.setattr(module, "encode", counted)
+    evaluator = PoolEvaluator(pool, task, limits={"train": 7})
+    transfer_matrix(evaluator, split="train", locales=["fr-FR", "sw-KE"])
+    assert seen == [7, 7]
+
+
+def test_logits_of_another_model_are_not_reused(pool: Pool, task: Task) -> None:
+    evaluator = PoolEvaluator(pool, task)
+    cell = evaluator.cell("de-DE", "fr-FR", "dev")
+    path = pool.root / "logits" / "dev" / "fr-FR" / "de-DE.npz"
+    evaluator.cell("en-US", "fr-FR", "dev").save(path)
+    again = PoolEvaluator(pool, task).cell("de-DE", "fr-FR", "dev")
+    np.testing.assert_array_equal(again.values, cell.values)
+
+
+def test_labels_are_matched_by_name(pool: Pool, task: Task, tmp_path: Path) -> None:
+    """The same model with its label rows in another order has the same accuracy."""
+    import json
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(pool.expert("en-US"), tmp_path / "turned")
+    tensors, names = permuted(load_file(tmp_path / "turned" / "model.safetensors"), task.labels, [2, 0, 1])
+    save_file(tensors, tmp_path / "turned" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "turned" / "config.json").read_text())
+    config["id2label"] = dict(enumerate(names))
+    config["label2id"] = {name: i for i, name in enumerate(names)}
+    (tmp_path / "turned" / "config.json").write_text(json.dumps(config))
+    straight = evaluate_model(pool.expert("en-US"), task, ["en-US"])["en-US"]
+    turned = evaluate_model(tmp_path / "turned", task, ["en-US"])["en-US"]
+    np.testing.assert_allclose(turned.values, straight.values, atol=1e-5)
+    assert straight.correct.mean() > 0.5
+
+
+def test_a_model_for_other_labels_is_refused(pool: Pool) -> None:
+    with pytest.raises(CheckpointError, match="trained for another task"):
+        evaluate_model(pool.expert("en-US"), load_task("demo:intent"), ["en-US"])
+
+
+def test_an_unknown_locale_is_found_before_a_model_is_loaded(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(LocaleError, match="cy-GB"):
+        evaluate_model(tmp_path / "no model here", task, ["en-US", "cy-GB"])
+
+
+def test_a_score_has_intervals_around_it(pool: Pool, task: Task) -> None:
+    found = score(evaluate_model(pool.expert("de-DE"), task, ["de-DE"])["de-DE"])
+    assert found.accuracy_interval.low < found.accuracy < found.accuracy_interval.high
+    assert found.macro_f1_interval.low < found.macro_f1 < found.macro_f1_interval.high
+    assert found.rows == 60
+
+
+def test_an_interrupted_pool_is_continued(pool: Pool, task: Task, tmp_path: Path) -> None:
+    """One expert finished, then the process died: the second call trains only what is missing, to the same bytes."""
+    base = pool.root.parent / "encoder"
+    training = Training(epochs=2, lr=5e-3, head_lr=2e-2, batch_size=8)
+    begun = train_pool(tmp_path / "pool", base=base, task=task, locales=["de-DE"], training=training)
+    finished = (begun.expert("de-DE") / "model.safetensors").stat().st_mtime_ns
+    whole = train_pool(tmp_path / "pool", base=base, task=task, locales=["de-DE", "en-US"], training=training)
+    assert (whole.expert("de-DE") / "model.safetensors").stat().st_mtime_ns == finished
+    for locale in ("de-DE", "en-US"):
+        assert folder_signature(whole.expert(locale)) == folder_signature(pool.expert(locale))
+
+
+def test_changed_settings_train_again(pool: Pool, task: Task, tmp_path: Path) -> None:
+    base = pool.root.parent / "encoder"
+    first = train_pool(
+        tmp_path / "pool", base=base, task=task, locales=["de-DE"], training=Training(epochs=1, batch_size=8)
+    )
+    before = open_checkpoint(first.expert("de-DE")).read("classifier.out_proj.weight")
+    second = train_pool(
+        tmp_path / "pool", base=base, task=task, locales=["de-DE"], training=Training(epochs=2, batch_size=8)
+    )
+    after = open_checkpoint(second.expert("de-DE")).read("classifier.out_proj.weight")
+    assert not np.array_equal(before.numpy(), after.numpy())
+
+
+def test_a_base_that_is_raw_is_refused_with_its_name(tmp_path: Path) -> None:
+    import torch
+
+    write_raw(tmp_path / "raw", {"weight": torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match="raw"):
+        evaluate_model(tmp_path / "raw", load_task("demo:intent"), ["en-US"])
