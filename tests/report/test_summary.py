@@ -36,7 +36,7 @@ def test_accuracy_and_gain_of_each_target_and_their_means(study: Study) -> None:
 
 def test_methods_come_best_first_and_incomplete_ones_last(study: Study, make_row: MakeRow) -> None:
     one_sided = make_row(
-        "sq-AL", "merge", "lucky", ("de-DE", "fr-FR", "en-US"), 0.99, gain=Difference(9, 8, 10)
+        "sq-AL", "merge", "lucky", ("de-DE", "fr-FR", "en-US"), 0.99, gain=Difference(9.0, 8.0, 10.0)
     )
     rows = [
         row for row in summary_rows(replace(study, rows=(*study.rows, one_sided))) if row.mode == "ExcTar"

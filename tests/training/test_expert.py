@@ -126,7 +126,7 @@ def test_schedule() -> None:
 
 
 def test_optimiser_groups(base: Path) -> None:
-    model, _ = new_classifier(base, LABELS, seed=0)
+    model, _ = new_classifier(base, LABELS, seed=0, mean_pooling=False)
     groups = adamw(model, lr=1e-4, head_lr=2e-3, weight_decay=0.01).param_groups
     found = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     # Head: two matrices and two biases. Encoder: 3 tables and 6 matrices in each of 2 layers; the rest are vectors.
