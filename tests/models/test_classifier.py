@@ -153,3 +153,10 @@ def test_without_transformers_the_install_command_is_named() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtraError" in ran.stderr
     assert "pip install 'langmerge[models]'" in ran.stderr
+
+
+def test_a_length_limit_of_ours_is_not_saved_with_the_tokenizer(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = new_classifier(base, LABELS, seed=0)
+    assert len(encode(tokenizer, ["wake " * 40], max_length=8)[0]) == 8
+    save_classifier(model, tokenizer, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["truncation"] is None

@@ -1,6 +1,5 @@
 """From a recipe to a plan: every fault at once, before a byte is written."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from langmerge.checkpoint import Checkpoint, TensorInfo, label_names, open_checkpoint
 from langmerge.coefficients import Coefficients, group_of
 from langmerge.engine.labels import is_label_row, label_orders
+from langmerge.engine.vocabulary import tokenizer_faults
 from langmerge.errors import CheckpointError, LangmergeError, MethodError, PlanError
 from langmerge.methods import EXACTLY_TWO, MATRIX_METHODS, METHODS, checked_parameters
 from langmerge.recipe import Recipe
@@ -105,7 +105,7 @@ def make_plan(recipe: Recipe) -> Plan:
     tensors = _tensor_plans(recipe, in_base, sources, faults)
     _label_row_faults(tensors, labels, faults)
     _coefficient_faults(recipe, first, tensors, faults)
-    _tokenizer_faults(base, sources, faults)
+    tokenizer_faults(base, sources, faults)
     if base is None or faults:
         raise PlanError(faults)
     _zero_delta_faults(base, sources, tensors, orders, faults)
@@ -272,28 +272,6 @@ def _coefficient_faults(
             METHODS["linear"](torch.zeros(1), torch.zeros(len(row), 1), torch.tensor(list(row.values())))
         except MethodError as error:
             faults.append(f"the mean is taken of the sources' {group} tensors, but {error}")
-
-
-def _tokenizer_faults(base: Checkpoint | None, sources: Mapping[str, Checkpoint], faults: list[str]) -> None:
-    """Checkpoints whose tokenizers give other ids cannot share embeddings, even where the sizes agree."""
-    everyone = {"the base": base, **sources} if base else sources
-    files = {name: checkpoint.folder / "tokenizer.json" for name, checkpoint in everyone.items()}
-    texts = {name: file.read_bytes() for name, file in files.items() if file.exists()}
-    if len(set(texts.values())) < 2:
-        return
-    vocabularies: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            found = json.loads(text)["model"]["vocab"]
-            # A unigram model lists [piece, score]; only the piece says what an id means.
-            vocabularies[name] = [entry[0] for entry in found] if isinstance(found, list) else found
-        except (ValueError, KeyError, TypeError):
-            faults.append(f"{files[name]} is no tokenizer file")
-    first = next(iter(vocabularies), "")
-    if others := [name for name, vocabulary in vocabularies.items() if vocabulary != vocabularies[first]]:
-        faults.append(
-            f"the tokenizers of {', '.join(others)} and {first} have different vocabularies: use one tokenizer for all"
-        )
 
 
 def _zero_delta_faults(

@@ -80,6 +80,11 @@ def new_classifier(
 
 def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a folder that `from_pretrained` loads: config with label names, safetensors, tokenizer."""
+    # Encoding with a length limit leaves the limit in the tokenizer; it is this program's, not the model's.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
     with _quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
