@@ -34,10 +34,14 @@ def test_rule_06_the_merging_effect_is_against_the_sources_merged(tmp_path: Path
 
 def test_rule_06_means_and_votes_are_of_the_sources_they_name(tmp_path: Path) -> None:
     board = fake_board(tmp_path)
-    for row in board.references(["ExcTar", "IncTar"], [2, 3]):
+    ranked = {"ExcTar": ("fr-FR", "de-DE", "tr-TR"), "IncTar": (TARGET, "fr-FR", "de-DE")}
+    rows = board.references(["ExcTar", "IncTar"], [2, 3])
+    for kind in ("source_mean", "soft_vote"):
+        found = [(row.mode, row.k, row.sources) for row in rows if row.kind == kind]
+        assert found == [(mode, k, sources[:k]) for mode, sources in ranked.items() for k in (2, 3)]
+    for row in rows:
         if row.kind == "source_mean":
             assert row.test == pytest.approx(np.mean([TEST[source] for source in row.sources]), abs=1e-5)
-            assert (TARGET in row.sources) is (row.mode == "IncTar")
         if row.kind == "soft_vote":
             assert row.effect is not None
             mean = np.mean([TEST[source] for source in row.sources])

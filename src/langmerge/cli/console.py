@@ -8,12 +8,17 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from langmerge.progress import Advance
+
+PIPED_WIDTH = 120
+"""Columns of a table that goes into a file or a pipe, where no terminal says how many there are."""
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -68,12 +73,18 @@ def plain(value: Any) -> Any:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; the first column is left-aligned, numbers right."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(
+        title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
     for position, name in enumerate(header):
         table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+        # As text: a cell like [0.1] must not be taken for markup.
+        table.add_row(*map(Text, row))
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=PIPED_WIDTH)
+    out.print(table)
 
 
 def say(line: str) -> None:

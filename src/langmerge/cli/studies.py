@@ -8,7 +8,12 @@ import typer
 from langmerge.cli.console import bars, print_table, say, show
 from langmerge.cli.options import Data, Json
 
-ONLY_ON_PAGE = ("dev %", "macro-F1 %", "sources")
+NAMES = {
+    "best_zero_shot": "best zero-shot: {name}",
+    "best_in_hindsight": "best in hindsight: {name} (no choice)",
+    "self": "self: {name}",
+}
+"""How the experts among the rows are called; everything else has a name of its own."""
 
 
 def register(app: typer.Typer) -> None:
@@ -60,19 +65,42 @@ def _run(grid: Any, out: Path, data: Path | None, as_json: bool) -> None:
 
 
 def _people(study: Any, out: Path) -> None:
-    """The tables of a study without the columns that only its page has room for, and its verdicts."""
-    from langmerge.report import standing_table, standings
+    """The verdicts and a short table for each target; macro-F1, sources and signatures are on the page."""
+    from langmerge.report import standings
 
     for standing in standings(study):
-        table = standing_table(standing)
-        shown = [i for i, column in enumerate(table.columns) if column.name not in ONLY_ON_PAGE]
+        rows = []
+        for row in sorted(standing.rows, key=lambda row: (-row.test, row.name, row.k)):
+            interval = f"{100 * row.test:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+            gain = "reference" if row is standing.reference else str(row.gain or "")
+            name = NAMES.get(row.kind, "{name}").format(name=row.name)
+            rows.append(
+                [
+                    f"{name} *" if standing.is_chosen(row) else name,
+                    str(row.k or ""),
+                    interval,
+                    gain,
+                    str(row.effect or ""),
+                ]
+            )
+        first = standing.rows[0]
+        title = f"{standing.target}, {standing.mode}: {first.rows} test rows, training seed {first.seed}"
         print_table(
-            table.title,
-            [table.columns[i].name for i in shown],
-            [[row[i] for i in shown] for row in table.rows],
+            title,
+            [
+                "* best merge on dev",
+                "k",
+                "test %, 95 %",
+                "gain, points, 95 %",
+                "merging effect, points, 95 %",
+            ],
+            rows,
         )
     for verdict in study.verdicts:
         say(verdict.text)
+    say(
+        "gain: over the best zero-shot source chosen on dev (ExcTar) or self (IncTar); merging effect: over the sources' mean"
+    )
     say(
         f"page: {out / 'report.html'}   tables: {out / 'results.md'}   rows: {out / 'study.json'}   took {study.seconds:.0f} s"
     )

@@ -8,7 +8,7 @@ DEMO_GRID = Grid.model_validate(
         "base": "e5-small",
         "sources": ["en-US", "de-DE", "fr-FR", "tr-TR", "id-ID", "hi-IN"],
         "targets": ["sw-KE", "cy-GB"],
-        "training": {"epochs": 8, "batch_size": 16},
+        "training": {"epochs": 6, "batch_size": 16},
         "k": [3, "all"],
         "methods": [
             {"method": "linear"},
