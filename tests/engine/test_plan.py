@@ -292,6 +292,17 @@ def test_all_faults_at_once_and_nothing_written(own_pool: Path) -> None:
     assert snapshot(own_pool) == before
 
 
+def test_a_wrong_base_is_reported_beside_a_wrong_method(own_pool: Path) -> None:
+    rewritten(own_pool / "de-DE", lambda _: None, labels=("alarm", "musik", "rain"))
+    faults = faults_of(own_pool, base=own_pool / "fr-FR", method="tise")
+    assert [fault.split(":")[0].split(" (")[0] for fault in faults] == [
+        "unknown method 'tise'",
+        f"source de-DE and the base {own_pool / 'fr-FR'} have different labels",
+        "source fr-FR",
+    ]
+    assert "its task vector is zero" in faults[2]
+
+
 def test_integer_buffers_come_from_the_base(own_pool: Path) -> None:
     for value, name in enumerate(("base", *SOURCES)):
         rewritten(

@@ -106,10 +106,9 @@ def make_plan(recipe: Recipe) -> Plan:
     _label_row_faults(tensors, labels, faults)
     _coefficient_faults(recipe, first, tensors, faults)
     tokenizer_faults(base, sources, faults)
+    if base is not None:
+        _zero_delta_faults(base, sources, tensors, orders, faults)
     if base is None or faults:
-        raise PlanError(faults)
-    _zero_delta_faults(base, sources, tensors, orders, faults)
-    if faults:
         raise PlanError(faults)
     donor = base if has_head and labels == label_names(base.config) else first
     return Plan(recipe, parameters, base, sources, recipe.weights, tensors, labels, orders, donor)
@@ -292,7 +291,8 @@ def _zero_delta_faults(
         except LangmergeError as error:
             faults.append(str(error))
             continue
-        if not moved:
+        # Where nothing can be compared, the tensors' own faults say why.
+        if by_size and not moved:
             faults.append(
                 f"source {name} ({checkpoint.folder}) equals the base {base.folder}: its task vector is zero; "
                 "the base must be the pretrained model, never one of the experts"
