@@ -30,7 +30,7 @@ results: $(READY)  ## docs/results-massive.md: about 90 minutes on 2 cores, need
 	cp results/results.md docs/results-massive.md
 
 # torch first and alone: the pin in constraints.txt decides which build is taken.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard src/langmerge/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'

@@ -11,7 +11,7 @@ from langmerge.checkpoint import open_checkpoint
 from langmerge.errors import CheckpointError, LocaleError
 from langmerge.evaluate import PoolEvaluator, evaluate_model, score, transfer_matrix
 from langmerge.pool import Pool
-from langmerge.results import folder_signature
+from langmerge.checkpoint import folder_signature
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import Task, load_task
 from langmerge.training import Training, train_pool

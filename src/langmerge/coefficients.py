@@ -36,6 +36,16 @@ def group_of(tensor: str) -> str:
     return "embeddings" if _EMBEDDING.search(tensor) else "other"
 
 
+def block_of(tensor: str) -> int | None:
+    """The number of the layer that a tensor belongs to, None outside the layers.
+
+    >>> block_of("model.layers.11.mlp.up_proj.weight"), block_of("model.norm.weight")
+    (11, None)
+    """
+    found = None if _HEAD.search(tensor) else _BLOCK.search(tensor)
+    return int(found[1]) if found else None
+
+
 class Coefficients(BaseModel):
     """A number for each source and group.
 

@@ -10,6 +10,7 @@ LangmergeError
 │   ├── MethodError       an unknown method or parameter, or a value outside its range
 │   ├── SelectionError    k, target or scores from which no sources can be chosen
 │   ├── OutputError       the place to write to
+│   ├── VerifyError       a merged model that is not what its receipt says, or has none
 │   └── PlanError         a list of faults found before anything was written
 ├── MissingExtraError     an optional package is not installed; the message has the command
 └── TrainingError         training went wrong (a loss that is not finite)
@@ -58,6 +59,10 @@ class SelectionError(InputError):
 
 class OutputError(InputError):
     """The place to write to exists already or cannot be written."""
+
+
+class VerifyError(InputError):
+    """A merged model is not what its receipt says, or has none."""
 
 
 class PlanError(InputError):

@@ -20,7 +20,8 @@ from langmerge.models import (
 )
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
-from langmerge.results import Logits, folder_signature, load_logits, signature
+from langmerge.checkpoint import folder_signature
+from langmerge.results import Logits, load_logits, signature
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import Examples, Interval, Task, accuracy, bootstrap_interval, macro_f1
 

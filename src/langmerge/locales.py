@@ -1,7 +1,5 @@
 """Locales: one spelling, and their codes in the data sets and typologies that name languages differently."""
 
-import langcodes
-
 from langmerge.errors import LocaleError
 
 # locale: (FLORES-200 code, typology code). The first is what SIB-200 uses, its language part ISO 639-3 (but for
@@ -81,6 +79,9 @@ def canonical_locale(text: str) -> str:
     Raises:
         LocaleError: `text` is no valid tag.
     """
+    # Its tables take a tenth of a second: too long for every --help.
+    import langcodes
+
     try:
         tag = langcodes.Language.get(text.strip().replace("_", "-"), normalize=False)
         known = bool(text.strip()) and tag.is_valid()

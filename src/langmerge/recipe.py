@@ -22,6 +22,46 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML recipe holds, not yet checked.
+
+    Raises:
+        RecipeError: missing, not YAML, a key given twice, or no mapping.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"recipe {path} holds no mapping: it needs base, sources and method")
+    return raw
+
+
+_PARTS = ("merge", "mean", "base")
+
+
+def layer_numbers(text: str) -> frozenset[int]:
+    """`0-3,8` as numbers.
+
+    >>> sorted(layer_numbers("0-3,8"))
+    [0, 1, 2, 3, 8]
+
+    Raises:
+        ValueError: no such list.
+    """
+    found: set[int] = set()
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
+        found |= set(range(int(first), int(last or first) + 1))
+    if not found:
+        raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
+    return frozenset(found)
+
+
 class Recipe(BaseModel):
     """A merge, fully said: base, sources, method, parameters, coefficients.
 
@@ -40,10 +80,13 @@ class Recipe(BaseModel):
         method: a name from `METHODS`.
         parameters: of the method.
         coefficients: a number per source, a coefficients file, or nothing for uniform.
-        embeddings: `merge` like everything else, `mean` of the sources, or `base`.
-        head: `merge` like everything else, or `mean` of the sources (without looking at the base's head).
+        embeddings: `merge` like everything else, `mean` of the sources, `base`, or `source:<name>` for one source's.
+        head: the same for the head; `mean` does not look at the base's.
+        layers: numbers of the layers that the method merges, like `4-7` or `0-3,8`; all by default.
+        other_layers: what becomes of the others: `base`, `mean` or `source:<name>`.
         dtype: stored dtype of the output (safetensors name, like BF16); the inputs' by default.
         target: the locale that the merge is for; only recorded.
+        pickle: take models that have only `pytorch_model.bin`; they are read without running code.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,10 +96,13 @@ class Recipe(BaseModel):
     method: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     coefficients: Coefficients | None = None
-    embeddings: Literal["merge", "mean", "base"] = "merge"
-    head: Literal["merge", "mean"] = "merge"
-    dtype: Literal["F32", "F16", "BF16"] | None = None
+    embeddings: str = "merge"
+    head: str = "merge"
+    layers: str | None = None
+    other_layers: str = "base"
+    dtype: Literal["F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"] | None = None
     target: str | None = None
+    pickle: bool = False
 
     @field_validator("coefficients", mode="before")
     @classmethod
@@ -64,6 +110,33 @@ class Recipe(BaseModel):
         if isinstance(value, dict) and "values" not in value:
             return {"values": {"model": value}}
         return value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_ranges(cls, value: str | None) -> str | None:
+        if value is not None:
+            layer_numbers(value)
+        return value
+
+    @model_validator(mode="after")
+    def _parts_name_what_there_is(self) -> Self:
+        for key, words in (("embeddings", _PARTS), ("head", _PARTS), ("other_layers", _PARTS[1:])):
+            said = getattr(self, key)
+            if said not in words and said.removeprefix("source:") not in self.sources:
+                raise ValueError(
+                    f"{key} is {said!r}: it must be {', '.join(words)} or source:<name of a source>"
+                )
+        return self
+
+    @property
+    def blocks(self) -> frozenset[int]:
+        """Numbers of the layers that the method merges, where `layers` is given."""
+        return layer_numbers(self.layers) if self.layers is not None else frozenset()
 
     @model_validator(mode="after")
     def _coefficients_name_the_sources(self) -> Self:
@@ -87,15 +160,7 @@ class Recipe(BaseModel):
             RecipeError: missing, not YAML, a key given twice, an unknown key, or a rule above broken.
         """
         path = Path(path)
-        try:
-            raw = yaml.load(path.read_text(), Loader=_UniqueKeys)
-        except OSError as error:
-            raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(raw, dict):
-            raise RecipeError(f"recipe {path} holds no mapping: it needs base, sources and method")
-        return cls.parse(raw, folder=path.parent, where=f"recipe {path}")
+        return cls.parse(read_mapping(path), folder=path.parent, where=f"recipe {path}")
 
     @classmethod
     def parse(cls, raw: dict[str, Any], *, folder: Path = Path(), where: str = "recipe") -> Self:

@@ -18,7 +18,7 @@ def ties_by_its_authors(flat: Array, density: float) -> Array:
 
     Where the summed mass is 0 their code elects the sign of the majority of all entries. It counts sources, not weights.
     """
-    count = round(density * flat.shape[1])
+    count = int(density * flat.shape[1])
     trimmed = np.stack([largest_entries(one, count) for one in flat])
     elected = np.sign(trimmed.sum(axis=0))
     elected[elected == 0] = np.sign(elected.sum())
@@ -26,14 +26,15 @@ def ties_by_its_authors(flat: Array, density: float) -> Array:
     return np.asarray((trimmed * agreeing).sum(axis=0) / np.maximum(agreeing.sum(axis=0), 1))
 
 
-def ties_with_weights(delta: Array, weights: Array, *, election: str) -> Array:
-    """mergekit's consensus of trimmed vectors, normalised: the sign of the weighted mass (or of the signs' number)."""
+def ties_with_weights(delta: Array, weights: Array, *, election: str, normalize: bool = True) -> Array:
+    """mergekit's consensus of trimmed vectors: the sign of the weighted mass (or of the signs' number)."""
     weighted = delta * weights[:, None]
     votes = np.sign(weighted) if election == "count" else weighted
     majority = np.where(votes.sum(axis=0) >= 0, 1, -1)
     agreeing = np.sign(weighted) == majority
     divisor = (weights[:, None] * agreeing).sum(axis=0)
-    return np.asarray((weighted * agreeing).sum(axis=0) / np.where(divisor == 0, 1, divisor))
+    agreed = (weighted * agreeing).sum(axis=0)
+    return np.asarray(agreed / np.where(divisor == 0, 1, divisor) if normalize else agreed)
 
 
 def slerp_of_mergekit(t: float, first: Array, second: Array, *, straight_above: float = 0.9995) -> Array:

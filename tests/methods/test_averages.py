@@ -1,7 +1,4 @@
-"""Linear, task arithmetic, slerp, directional consensus."""
-
-from itertools import pairwise
-from math import sqrt
+"""Linear, task arithmetic, directional consensus."""
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from langmerge.methods import METHODS
 from .conftest import experts, float64
 
 linear, task_arithmetic = METHODS["linear"], METHODS["task_arithmetic"]
-slerp, directional_consensus = METHODS["slerp"], METHODS["directional_consensus"]
+directional_consensus = METHODS["directional_consensus"]
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -31,13 +28,6 @@ def test_task_arithmetic_by_hand() -> None:
     # τ_1 = [1, 0], τ_2 = [0, 4]: [1, 1] + 2·(0.5·τ_1 + 0.25·τ_2) = [1 + 2·0.5, 1 + 2·1]
     found = task_arithmetic(float64(1, 1), float64([2, 1], [1, 5]), float64(0.5, 0.25), scale=2.0)
     close(found, float64(2, 3))
-
-
-def test_slerp_by_hand() -> None:
-    # A right angle, a third of the way by the weights: sin 60° of the first, sin 30° of the second, over sin 90°.
-    # The second is twice as long and stays so.
-    found = slerp(float64(9, 9), float64([1, 0], [0, 2]), float64(2, 1))
-    close(found, float64(sqrt(3) / 2, 1))
 
 
 def test_directional_consensus_by_hand() -> None:
@@ -63,43 +53,6 @@ def test_sums_run_in_the_order_of_the_sources() -> None:
         total += weight * one
     assert torch.equal(linear(base, tuned, weights, normalize=False), total)
     assert not torch.equal((weights.reshape(-1, 1, 1) * tuned).sum(0), total)
-
-
-@pytest.mark.parametrize(("t", "source"), [(0.0, 0), (1.0, 1)])
-def test_slerp_ends_at_its_sources(t: float, source: int) -> None:
-    base, tuned, weights = experts((6, 5))
-    close(slerp(base, tuned, weights, t=t), tuned[source])
-
-
-def test_slerp_stays_on_the_sphere_and_keeps_its_pace() -> None:
-    base, tuned, weights = experts((7, 3))
-    tuned = tuned / torch.linalg.vector_norm(tuned, dim=(1, 2), keepdim=True)
-    path = [slerp(base, tuned, weights, t=t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    assert [float(torch.linalg.vector_norm(one)) for one in path] == pytest.approx([1.0] * 5)
-    steps = [float((a * b).sum()) for a, b in pairwise(path)]
-    assert steps == pytest.approx(steps[:1] * 4)
-
-
-def test_slerp_goes_by_the_weights_unless_it_is_told_where() -> None:
-    base, tuned, _ = experts((6, 5))
-    by_weights = slerp(base, tuned, float64(3, 1))
-    close(by_weights, slerp(base, tuned, float64(1, 1), t=0.25))
-    assert not torch.allclose(by_weights, slerp(base, tuned, float64(3, 1), t=0.5))
-    # Then the weights are not read, and may sum to zero.
-    close(slerp(base, tuned, float64(1, -1), t=0.25), by_weights)
-
-
-@pytest.mark.parametrize("factor", [1.0, 2.5, -1.0, 0.0])
-@pytest.mark.parametrize("eps", [1e-4, 0.0])
-def test_slerp_of_parallel_sources_is_a_straight_line(factor: float, eps: float) -> None:
-    first = float64(3, 0, 4)
-    found = slerp(torch.zeros_like(first), torch.stack([first, factor * first]), float64(1, 3), eps=eps)
-    close(found, (0.25 + 0.75 * factor) * first)
-
-
-def test_slerp_ignores_the_base() -> None:
-    base, tuned, weights = experts((6, 5))
-    assert torch.equal(slerp(base, tuned, weights), slerp(base + 1, tuned, weights))
 
 
 def test_directional_consensus_of_equal_weights_is_the_average() -> None:
@@ -137,25 +90,9 @@ def test_weights_that_sum_to_zero_cannot_be_normalised(name: str, weights: list[
         METHODS[name](base, tuned, float64(*weights))
 
 
-def test_slerp_needs_weights_that_do_not_sum_to_zero() -> None:
-    base, tuned, _ = experts((3, 4))
-    with pytest.raises(
-        MethodError, match=r"weights \[1\.0, -1\.0\] sum to zero, so they cannot be normalised"
-    ):
-        slerp(base, tuned, float64(1, -1))
-
-
 def test_small_weights_may_still_be_normalised() -> None:
     base, tuned, weights = experts((3, 4))
     close(linear(base, tuned, weights * 1e-30), linear(base, tuned, weights))
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_slerp_merges_exactly_two(n: int) -> None:
-    with pytest.raises(
-        MethodError, match=f"slerp merges exactly 2 sources, got {n}: choose k = 2, or another method"
-    ):
-        slerp(*experts((3, 4), n))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])

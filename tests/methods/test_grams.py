@@ -8,6 +8,7 @@ from torch import Tensor
 
 from langmerge.errors import MethodError
 from langmerge.methods import METHODS
+from langmerge.methods.grams import own_gram
 
 from .conftest import Experts, experts, float64
 
@@ -170,3 +171,92 @@ def test_weights_of_zero_are_refused(shape: tuple[int, ...]) -> None:
         MethodError, match=r"weights \[0\.0, 0\.0\] sum to zero, so they cannot be normalised"
     ):
         wudi(base, tuned, float64(0, 0))
+
+
+def by_definition(given: Experts, ridge: float) -> Tensor:
+    """The closed form, word for word."""
+    tau, weights = given.tuned - given.base, given.weights / given.weights.sum()
+    grams = [one.T @ one / (one**2).sum() if bool(one.any()) else one.T @ one for one in tau]
+    gram = sum(weight * one for weight, one in zip(weights, grams, strict=True))
+    right = sum(weight * (one @ own) for weight, one, own in zip(weights, tau, grams, strict=True))
+    mean = (weights.reshape(-1, 1, 1) * tau).sum(0)
+    shift = ridge * gram.diagonal().mean()
+    return given.base + (right + shift * mean) @ torch.linalg.inv(
+        gram + shift * torch.eye(len(gram)).double()
+    )
+
+
+# Taller, wider, so wide that the system is over the sources, at the edge of that, and over more than one panel.
+@pytest.mark.parametrize(
+    ("shape", "n"),
+    [
+        ((9, 7), 3), ((7, 9), 3), ((3, 40), 4), ((1, 5), 1), ((3, 12), 3), ((3, 12), 4), ((3, 12), 5),
+        ((300, 257), 2), ((257, 300), 2), ((4, 600), 3),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("ridge", [0.01, 0.1, 3.0])
+def test_every_way_gives_the_closed_form(shape: tuple[int, int], n: int, ridge: float) -> None:
+    given = experts(shape, n)
+    close(wudi(*given, ridge=ridge), by_definition(given, ridge))
+    # A source without a delta is only in the mean.
+    given.tuned[-1] = given.base
+    close(wudi(*given, ridge=ridge), by_definition(given, ridge) if n > 1 else given.base)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6), (2, 9)], ids=str)
+def test_sources_of_very_different_size(shape: tuple[int, int]) -> None:
+    base, tuned, weights = experts(shape, 3)
+    tau = (tuned - base) * float64(1e-6, 1, 1e6).reshape(3, 1, 1)
+    given = Experts(torch.zeros_like(base), tau, weights)
+    found, expected = wudi(*given), by_definition(given, 0.1)
+    assert float((found - expected).norm() / expected.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6), (2, 9)], ids=str)
+@pytest.mark.parametrize("last", [0.0, 0.7])
+def test_gradients_also_where_a_weight_is_zero(shape: tuple[int, int], last: float) -> None:
+    base, tuned, _ = experts(shape, 3)
+
+    def merged(free: Tensor) -> Tensor:
+        return wudi(base, tuned, torch.cat([free, free.new_tensor([last])]))
+
+    assert torch.autograd.gradcheck(merged, (float64(0.5, 1.2).requires_grad_(),))
+    weights = float64(1, 1, 0).requires_grad_()
+    wudi(base, tuned, weights).sum().backward()
+    step = 1e-6
+    ahead = wudi(base, tuned, float64(1, 1, step)).sum()
+    assert weights.grad is not None
+    slope = float(ahead - wudi(base, tuned, float64(1, 1, 0)).sum()) / step
+    assert float(weights.grad[2]) == pytest.approx(slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6), (2, 9)], ids=str)
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_missing_and_infinite_numbers_show_everywhere(shape: tuple[int, int], wrong: float) -> None:
+    base, tuned, weights = experts(shape, 3)
+    tuned[1, 0, 2] = wrong
+    assert bool(wudi(base, tuned, weights).isnan().all())
+
+
+def test_a_ridge_lost_in_rounding_is_an_error() -> None:
+    tuned = torch.ones(1, 4, 4, dtype=torch.float64)
+    close(wudi(0 * tuned[0], tuned, float64(1), ridge=1e-9), tuned[0], 1e-6)
+    with pytest.raises(
+        MethodError, match="wudi: the ridge is lost in the rounding of float64, take at least 1e-9"
+    ):
+        wudi(0 * tuned[0], tuned, float64(1), ridge=1e-20)
+
+
+@pytest.mark.parametrize("width", [1, 255, 256, 257, 700])
+def test_the_gram_by_panels(width: int) -> None:
+    x = experts((3, width), 1).base
+    close(own_gram(x), x.T @ x, 1e-13)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6)], ids=str)
+def test_gradients_over_several_panels(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    monkeypatch.setattr("langmerge.methods.grams._PANEL", 2)
+    base, tuned, weights = experts(shape, 3)
+    close(wudi(base, tuned, weights), by_definition(Experts(base, tuned, weights), 0.1))
+    assert torch.autograd.gradcheck(lambda w: wudi(base, tuned, w), (weights.requires_grad_(),))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from langmerge.errors import MethodError
-from langmerge.methods import METHODS
+from langmerge.methods import METHODS, measures_of
 
-from .conftest import experts, float64
+from .conftest import Experts, experts, float64, streamed
 
 ties, dare_ties, linear = METHODS["ties"], METHODS["dare_ties"], METHODS["linear"]
 ONE = float64(1.0)
@@ -41,17 +41,22 @@ def test_ties_by_hand() -> None:
     # Votes by number: 1 + 2 − 1 = 2, −2, 1 − 1 = 0: the third is now cancelled.
     counted = ties(base, base + tau, weights, density=0.4, scale=0.5, election="count")
     close(counted, 1 + 0.5 * float64(8 / 3, -3, 0, 0, 0))
+    # Undivided, what agrees is summed.
+    summed = ties(base, base + tau, weights, density=0.4, normalize=False)
+    close(summed, 1 + float64(8, -6, -4, 0, 0))
 
 
 def test_dare_ties_by_hand() -> None:
     tau = float64([1, 1, -1, 2, 3, 1, 4, -1], [3, 2, 1, 1, -1, 5, -1, -3])
-    # Masks of (0, "k", name) at p = 0.5: 01000011 for de-DE, 10101010 for fr-FR. Divided by p:
-    #   [0, 2, 0, 0, 0, 0, 8, −2] and [6, 0, 2, 0, −2, 0, −2, 0]. Weights ¼, ¾.
-    # Votes: 4.5, 0.5, 1.5, 0, −1.5, 0, 2 − 1.5, −0.5; so + + + 0 − 0 + −.
-    # Over the weights of those whose τ has that sign, dropped or not: 1, 1, ¾, –, ¾, –, ¼, 1.
+    # Masks of (0, "k", name) at p = 0.5: 00001011 for de-DE, 10111100 for fr-FR. Divided by p:
+    #   [0, 0, 0, 0, 6, 0, 8, −2] and [6, 0, 2, 2, −2, 10, 0, 0]. Weights ¼, ¾.
+    # Votes: 4.5, 0, 1.5, 1.5, 1.5 − 1.5, 7.5, 2, −0.5; so + 0 + + 0 + + −.
+    # Over the weights of those whose τ has that sign, dropped or not: 1, –, ¾, 1, –, 1, ¼, 1.
     base, options = torch.ones(8, dtype=torch.float64), {"key": "k", "sources": ["de-DE", "fr-FR"]}
     found = dare_ties(base, base + tau, float64(0.25, 0.75), scale=0.5, **options)
-    close(found, 1 + 0.5 * float64(4.5, 0.5, 2, 0, -2, 0, 8, -0.5))
+    close(found, 1 + 0.5 * float64(4.5, 0, 2, 1.5, 0, 7.5, 8, -0.5))
+    summed = dare_ties(base, base + tau, float64(0.25, 0.75), normalize=False, **options)
+    close(summed, 1 + float64(4.5, 0, 1.5, 1.5, 0, 7.5, 2, -0.5))
 
 
 def test_ties_that_neither_trims_nor_disagrees_is_linear() -> None:
@@ -70,7 +75,7 @@ def test_a_share_of_the_entries_is_kept_and_never_none(size: int, density: float
     tau = experts((size,), 1).tuned[0]
     result = trimmed(tau, density)
     kept = result != 0
-    assert int(kept.sum()) == max(1, round(density * size))
+    assert int(kept.sum()) == max(1, int(density * size))
     assert torch.equal(result[kept], tau[kept])
     assert bool(tau[kept].abs().min() >= tau[~kept].abs().max()) if not bool(kept.all()) else True
 
@@ -86,27 +91,74 @@ def test_each_source_is_trimmed_by_itself() -> None:
     assert ties(torch.zeros_like(tau[0]), tau, float64(1, 3), density=0.5).tolist() == [0, 40, 3, 23.5]
 
 
-def test_thresholds_decide_instead_of_the_density() -> None:
+@pytest.mark.parametrize("merge", [ties, dare_ties])
+def test_each_source_may_have_its_own_density(merge: Any) -> None:
+    tau, base, weights = float64([1, 2, 3, 4], [10, 40, 20, 30]), torch.zeros(4, dtype=torch.float64), [1, 3]
+    found = merge(base, tau, float64(*weights), density=[0.25, 1.0], normalize=False)
+    first = merge(base, tau[:1], float64(1), density=0.25, normalize=False)
+    assert torch.equal(found, first + 3 * tau[1])
+
+
+def test_what_is_not_divided_is_the_sum_of_what_agrees() -> None:
+    base, tuned, weights = experts((6, 5), 3)
+    once, thrice = (ties(base, tuned, weights * by, normalize=False) - base for by in (1, 3))
+    close(thrice, 3 * once)
+    same = torch.stack([tuned[0]] * 3)
+    close(ties(base, same, weights * 3, density=1.0, normalize=False), base + 3 * (tuned[0] - base))
+
+
+def thresholds(*values: float) -> dict[str, Tensor]:
+    """What is known of each source: the smallest magnitude kept."""
+    return {"thresholds": float64(*values).reshape(-1, 1)}
+
+
+def test_known_thresholds_decide_instead_of_the_density() -> None:
     tau, base, weights = float64([1, -2, 3, 4], [5, 6, 7, -8]), float64(0, 0, 0, 0), float64(1, 1)
-    for density in (0.01, 1.0):
-        found = ties(base, tau, weights, density=density, thresholds=float64(2, 7))
+    for density in (0.01, 0.99):
+        found = ties(base, tau, weights, density=density, known=thresholds(2, 7))
         # Kept: [0, −2, 3, 4] and [0, 0, 7, −8]; equal to the threshold counts.
         assert found.tolist() == [0, -2, 5, -8]
-    matrices = ties(base.reshape(2, 2), tau.reshape(2, 2, 2), weights, thresholds=float64(2, 7))
+    matrices = ties(base.reshape(2, 2), tau.reshape(2, 2, 2), weights, known=thresholds(2, 7))
     assert matrices.tolist() == [[0, -2], [5, -8]]
-    assert ties(float64(0)[0], tau[:, 0], weights, thresholds=float64(2, 5)).item() == 5
+    assert ties(float64(0)[0], tau[:, 0], weights, known=thresholds(2, 5)).item() == 5
+    assert ties(base, tau, weights, known=thresholds(torch.inf, torch.inf)).tolist() == [0, 0, 0, 0]
 
 
 def test_thresholds_of_one_tensor_are_the_density() -> None:
     base, tuned, weights = experts((8, 5), 3)
-    thresholds = (tuned - base).abs().flatten(1).sort(descending=True).values[:, 11]
-    found = ties(base, tuned, weights, thresholds=thresholds)
-    assert torch.equal(found, ties(base, tuned, weights, density=12 / 40))
+    smallest = (tuned - base).abs().flatten(1).sort(descending=True).values[:, 11]
+    found = ties(base, tuned, weights, known=thresholds(*smallest.tolist()))
+    assert torch.equal(found, ties(base, tuned, weights, density=12.1 / 40))
+
+
+def test_a_chunk_with_known_thresholds_is_a_part_of_the_whole() -> None:
+    given = experts((9, 5), 3, dtype=torch.float32)
+    measures = measures_of("ties", {"density": 0.3})
+    known = streamed(measures, given, 2, density=0.3)
+    parts = [ties(one, tuned, given.weights, density=0.3, known=known) for one, tuned in in_rows(given, 4)]
+    assert torch.equal(torch.cat(parts), ties(*given, density=0.3))
+    # By itself a chunk would keep other entries.
+    alone = [ties(one, tuned, given.weights, density=0.3) for one, tuned in in_rows(given, 4)]
+    assert not torch.equal(torch.cat(alone), torch.cat(parts))
+
+
+def test_a_chunk_with_its_offset_has_the_masks_of_the_whole() -> None:
+    given = experts((9, 5), 3)
+    parts = [
+        dare_ties(one, tuned, given.weights, key="x", offset=4 * 5 * i)
+        for i, (one, tuned) in enumerate(in_rows(given, 4))
+    ]
+    assert torch.equal(torch.cat(parts), dare_ties(*given, key="x"))
+
+
+def in_rows(given: Experts, rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Base and experts, a few rows at a time."""
+    return list(zip(given.base.split(rows), given.tuned.split(rows, dim=1), strict=True))
 
 
 def test_a_nan_is_not_below_a_threshold() -> None:
     tau = float64([1, torch.nan, 3])
-    assert ties(tau[0] * 0, tau, ONE, thresholds=float64(2)).isnan().tolist() == [False, True, False]
+    assert ties(tau[0] * 0, tau, ONE, known=thresholds(2)).isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("merge", [ties, dare_ties])
@@ -226,7 +278,7 @@ def test_a_mask_does_not_depend_on_the_other_sources() -> None:
 
 
 def test_every_source_needs_a_name() -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(MethodError, match=r"^1 source names were given for 3 sources$"):
         dare_ties(*experts((3, 4), 3), sources=["a"])
 
 
@@ -240,7 +292,7 @@ def test_a_density_is_a_share_above_zero(name: str, density: float) -> None:
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
 def test_negative_weights_cannot_elect(name: str) -> None:
     base, tuned, _ = experts()
-    message = rf"{name}: weights \[1\.0, -0\.5\] include a negative one; signs are elected by weight"
+    message = rf"{name}: weights \[1\.0, -0\.5\] include a negative one$"
     with pytest.raises(MethodError, match=message):
         METHODS[name](base, tuned, float64(1, -0.5))
 

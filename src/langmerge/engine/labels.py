@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-import torch
+import numpy as np
 
 from langmerge.checkpoint import Checkpoint, label_names
 
@@ -24,7 +24,7 @@ def is_label_row(name: str) -> bool:
 
 def label_orders(
     base: Checkpoint | None, sources: Mapping[str, Checkpoint], faults: list[str]
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
+) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     """For every source whose label map differs from the reference, the row that holds each reference label.
 
     Args:
@@ -63,7 +63,7 @@ def label_orders(
                 f"source {name} and {holder} have different labels: {_differences(labels, reference)}"
             )
         elif labels != reference:
-            orders[name] = torch.tensor([labels.index(label) for label in reference])
+            orders[name] = np.array([labels.index(label) for label in reference])
     return orders, reference
 
 

@@ -2,33 +2,48 @@
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from langmerge.checkpoint import Checkpoint, checkpoint_signature
 from langmerge.engine.plan import Plan
-from langmerge.results import folder_signature, signature
+from langmerge.results import signature
+
+FORMAT = "langmerge-receipt/1"
+
+Digests = Mapping[tuple[Path, str], str]
 
 
-def recipe_payload(plan: Plan) -> dict[str, Any]:
-    """What decides the result, and nothing else: contents by hash, not by path."""
+def recipe_payload(plan: Plan, digests: Digests | None = None) -> dict[str, Any]:
+    """What decides the result, and nothing else: contents by hash, not by path.
+
+    Args:
+        plan: of the merge.
+        digests: hashes of tensors that the merge has read, by file and name; the others are read for it.
+    """
+    numbers = plan.coefficients.values if plan.coefficients else [list(t.weights) for t in plan.written]
     return {
-        "base": folder_signature(plan.base.folder),
+        "base": _signed(plan.base, digests) if plan.base else None,
         # A list, in the order of arithmetic: slerp between a and b at t is not slerp between b and a.
-        "sources": [[name, folder_signature(checkpoint.folder)] for name, checkpoint in plan.sources.items()],
-        "method": plan.recipe.method,
+        "sources": [[name, _signed(checkpoint, digests)] for name, checkpoint in plan.sources.items()],
+        "method": plan.method,
         "parameters": dict(plan.parameters),
-        "coefficients": plan.coefficients.values,
-        "embeddings": plan.recipe.embeddings,
-        "head": plan.recipe.head,
-        "dtype": plan.recipe.dtype,
+        "coefficients": numbers,
+        **plan.settings,
         "langmerge": version("langmerge"),
     }
 
 
-def receipt(plan: Plan, tensors: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that is needed to say how this model came about."""
-    payload = recipe_payload(plan)
+def _signed(checkpoint: Checkpoint, digests: Digests | None) -> str:
+    known = digests or {}
+    return checkpoint_signature(checkpoint, lambda name: known.get((checkpoint.tensors[name].file, name)))
+
+
+def receipt(plan: Plan, tensors: Sequence[dict[str, Any]], digests: Digests | None = None) -> dict[str, Any]:
+    """Everything that is needed to say how this model came about, and to do it again."""
+    payload = recipe_payload(plan, digests)
     merged = [entry["delta_norm"] ** 2 for entry in tensors if "delta_norm" in entry]
     source = [entry["mean_source_delta_norm"] ** 2 for entry in tensors if "delta_norm" in entry]
     dropped = [
@@ -37,14 +52,16 @@ def receipt(plan: Plan, tensors: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if tensor.treatment == "dropped"
     ]
     return {
-        "format": "langmerge-receipt/1",
+        "format": FORMAT,
         "signature": signature(payload),
-        "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": dict(plan.recipe),
+        "method": plan.method,
         "parameters": dict(plan.parameters),
-        "target": plan.recipe.target,
+        "target": plan.target,
         "hashes": {"base": payload["base"], "sources": dict(payload["sources"])},
-        "label_rows_permuted": sorted(plan.orders),
+        "label_rows_permuted": list(plan.permuted),
         "labels": plan.labels,
+        **({"vocabulary": dict(plan.vocabulary)} if plan.vocabulary else {}),
         "versions": {
             "langmerge": version("langmerge"),
             "torch": version("torch"),
@@ -58,11 +75,12 @@ def receipt(plan: Plan, tensors: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def model_card(plan: Plan, record: dict[str, Any]) -> str:
     """A short README.md for the merged model."""
+    numbers = plan.coefficients.values["model"] if plan.coefficients else {}
     rows = "\n".join(
-        f"| {name} | {plan.coefficients.values['model'][name]:.4f} | `{record['hashes']['sources'][name]}` |"
+        f"| {name} | {f'{numbers[name]:.4f}' if name in numbers else 'by tensor'} | `{record['hashes']['sources'][name]}` |"
         for name in plan.sources
     )
-    target = f" for {plan.recipe.target}" if plan.recipe.target else ""
+    target = f" for {plan.target}" if plan.target else ""
     return f"""---
 library_name: transformers
 tags: [merge, langmerge]
@@ -70,7 +88,7 @@ tags: [merge, langmerge]
 # Merged model{target}
 
 Merged by [langmerge](https://pypi.org/project/langmerge/) {record["versions"]["langmerge"]}: method
-`{plan.recipe.method}`, parameters `{record["parameters"]}`; signature `{record["signature"]}`.
+`{plan.method}`, parameters `{record["parameters"]}`; signature `{record["signature"]}`.
 
 | source | coefficient | hash |
 |---|---|---|

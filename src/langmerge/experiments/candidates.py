@@ -9,7 +9,7 @@ import torch
 from langmerge.engine import Plan, make_plan, merged_tensors, recipe_payload
 from langmerge.evaluate import PoolEvaluator
 from langmerge.experiments.grid import MethodChoice
-from langmerge.methods import EXACTLY_TWO
+from langmerge.methods import spec_of
 from langmerge.models import load_classifier
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, signature
@@ -51,7 +51,8 @@ def candidates(
         most = sum(1 for source in matrix.sources if include or source != target)
         for choice in methods:
             for k in ks:
-                size = 2 if choice.method in EXACTLY_TWO else most if k == "all" else min(int(k), most)
+                fixed = spec_of(choice.method).sources[1]
+                size = fixed or (most if k == "all" else min(int(k), most))
                 selection = select_sources(
                     matrix,
                     target,

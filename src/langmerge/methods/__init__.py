@@ -1,12 +1,25 @@
 """Merging methods: pure functions of tensors, and their table."""
 
-from langmerge.methods.table import (
-    EXACTLY_TWO,
-    MATRIX_METHODS,
-    METHODS,
-    Method,
+from langmerge.methods.specs import (
+    SPECS,
+    MethodSpec,
     checked_parameters,
     method_parameters,
+    require_weights,
+    sees_of,
+    spec_of,
 )
+from langmerge.methods.table import METHODS, Method, measures_of
 
-__all__ = ["EXACTLY_TWO", "MATRIX_METHODS", "METHODS", "Method", "checked_parameters", "method_parameters"]
+__all__ = [
+    "METHODS",
+    "SPECS",
+    "Method",
+    "MethodSpec",
+    "checked_parameters",
+    "measures_of",
+    "method_parameters",
+    "require_weights",
+    "sees_of",
+    "spec_of",
+]

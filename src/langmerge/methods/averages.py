@@ -1,10 +1,15 @@
-"""Averages: linear, task arithmetic, slerp, directional consensus."""
+"""Averages: linear, task arithmetic, directional consensus."""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from langmerge.errors import MethodError
+from langmerge.methods.measures import GRAM, Known, Measure, measured
+from langmerge.methods.mixing import directional_consensus_mixing
+from langmerge.methods.specs import require
 
 
 def deltas(base: Float[Tensor, "*S"], tuned: Float[Tensor, "N *S"]) -> Float[Tensor, "N *S"]:
@@ -86,55 +91,13 @@ def task_arithmetic(
     return base + scale * weighted_sum(weights, deltas(base, tuned))
 
 
-def slerp(
-    base: Float[Tensor, "*S"],  # noqa: ARG001
-    tuned: Float[Tensor, "N *S"],
-    weights: Float[Tensor, "N"],
-    *,
-    t: float | None = None,
-    eps: float = 1e-4,
-) -> Float[Tensor, "*S"]:
-    """Spherical interpolation between two sources, about the origin, the tensor taken as one vector.
-
-    θ = [sin((1−t)Ω) θ_1 + sin(tΩ) θ_2] / sin Ω,  Ω = arccos(θ_1·θ_2 / ‖θ_1‖‖θ_2‖)
-
-    Args:
-        base: θ_0; not used.
-        tuned: θ_1 and θ_2: exactly two.
-        weights: w_1, w_2.
-        t: place between the first (0) and the second (1); by default w_2 / (w_1 + w_2).
-        eps: up to 1 − |cos Ω| = eps, or for a zero vector, the result is the straight line (1−t)θ_1 + tθ_2.
-
-    Raises:
-        MethodError: not two sources, or weights that sum to zero.
-
-    Source:
-        Shoemake 1985, Animating rotation with quaternion curves; as used by mergekit.
-
-    Conventions:
-        mergekit normalises to unit vectors for Ω alone and interpolates the vectors themselves; so do we. Its straight
-        line begins at |cos Ω| = 0.9995, that is eps = 5e-4.
-    """
-    if len(tuned) != 2:
-        raise MethodError(
-            f"slerp merges exactly 2 sources, got {len(tuned)}: choose k = 2, or another method"
-        )
-    place = shares(weights)[1] if t is None else torch.as_tensor(t, dtype=tuned.dtype, device=tuned.device)
-    first, second = tuned[0], tuned[1]
-    norms = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
-    cosine = (first * second).sum() / norms if float(norms.detach()) > 0 else torch.ones_like(norms)
-    if 1 - abs(float(cosine.detach())) <= eps:
-        return (1 - place) * first + place * second
-    angle = torch.arccos(cosine)
-    return (torch.sin((1 - place) * angle) * first + torch.sin(place * angle) * second) / torch.sin(angle)
-
-
 def directional_consensus(
     base: Float[Tensor, "*S"],
     tuned: Float[Tensor, "N *S"],
     weights: Float[Tensor, "N"],
     *,
     alpha: float = 1.0,
+    known: Known | None = None,
 ) -> Float[Tensor, "*S"]:
     """Task vectors projected on the direction they share.
 
@@ -145,6 +108,7 @@ def directional_consensus(
         tuned: θ_i.
         weights: w_i; used as they are.
         alpha: share of the projection, 0 to 1. With uniform weights and α = 1 the result is the plain average.
+        known: `gram` (N, N), the dot products of the τ_i, where this is a chunk of a tensor.
 
     Raises:
         MethodError: `alpha` outside [0, 1].
@@ -155,14 +119,17 @@ def directional_consensus(
     Conventions:
         d does not depend on the weights. If the task vectors cancel exactly there is no direction, and τ'_i = τ_i.
     """
-    if not 0 <= alpha <= 1:
-        raise MethodError(f"directional_consensus: alpha is {alpha}, it must lie in [0, 1]")
-    tau = deltas(base, tuned)
-    total = weighted_sum(torch.ones_like(weights), tau)
-    norm = torch.linalg.vector_norm(total)
-    if float(norm.detach()) == 0.0:
-        return base + weighted_sum(weights, tau)
-    direction = total / norm
-    along = torch.stack([(one * direction).sum() for one in tau])
-    projected: Tensor = (weights * along).sum() * direction
-    return base + alpha * projected + (1 - alpha) * weighted_sum(weights, tau)
+    require("directional_consensus", alpha=alpha)
+    found = measured(_MEASURES, base, tuned, weights) if known is None else known
+    mixing = directional_consensus_mixing(found["gram"], weights, xp=torch, alpha=alpha)
+    return base + weighted_sum(mixing.to(tuned), deltas(base, tuned))
+
+
+_MEASURES: tuple[Measure, ...] = (GRAM,)
+
+
+def _gram_of_deltas(**_: Any) -> tuple[Measure, ...]:
+    return _MEASURES
+
+
+MEASURES = {"directional_consensus": _gram_of_deltas}

@@ -1,17 +1,22 @@
-"""Results: signatures and kept logits."""
+"""Results: signatures, kept logits, studies. Names load on first use: a merge needs no more than the signature."""
 
-from langmerge.results.logits import Logits, load_logits, soft_vote
-from langmerge.results.signature import folder_signature, signature
-from langmerge.results.study import Difference, Row, Study, Verdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Difference",
-    "Logits",
-    "Row",
-    "Study",
-    "Verdict",
-    "folder_signature",
-    "load_logits",
-    "signature",
-    "soft_vote",
-]
+from langmerge.results.signature import signature
+
+if TYPE_CHECKING:
+    from langmerge.results.logits import Logits, load_logits, soft_vote
+    from langmerge.results.study import Difference, Row, Study, Verdict
+
+__all__ = ["Difference", "Logits", "Row", "Study", "Verdict", "load_logits", "signature", "soft_vote"]
+
+_HOMES = {name: "logits" for name in ("Logits", "load_logits", "soft_vote")} | {
+    name: "study" for name in ("Difference", "Row", "Study", "Verdict")
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'langmerge.results' has no attribute {name!r}")
+    return getattr(import_module(f"langmerge.results.{_HOMES[name]}"), name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from langmerge.checkpoint import label_names, new_folder, read_json
+from langmerge.checkpoint import folder_signature, label_names, new_folder, read_json
 from langmerge.errors import PoolError
 from langmerge.models import (
     PROVENANCE_FILE,
@@ -22,7 +22,7 @@ from langmerge.models import (
 )
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
-from langmerge.results import folder_signature, signature
+from langmerge.results import signature
 from langmerge.tasks import Examples, Task
 from langmerge.training.expert import train_expert
 

@@ -1,0 +1,372 @@
+"""From a native recipe to a plan: every fault at once, before a byte is written."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from langmerge.checkpoint import Checkpoint, TensorInfo, label_names, open_checkpoint
+from langmerge.coefficients import block_of, group_of
+from langmerge.engine.faults import (
+    coefficient_faults,
+    label_row_faults,
+    layer_faults,
+    mismatch,
+    normal_weights,
+    weight_faults,
+    zero_delta_faults,
+)
+from langmerge.engine.labels import is_label_row, label_orders
+from langmerge.engine.plan import Companions, Plan, TensorPlan
+from langmerge.engine.vocabulary import Alignment, align, is_vocabulary_tensor, vocabulary_size
+from langmerge.engine.vocabulary_rows import renumbered
+from langmerge.errors import CheckpointError, MethodError, PlanError
+from langmerge.methods import checked_parameters, spec_of
+from langmerge.recipe import Recipe
+
+BASE = "the base"
+"""How the base is called among the checkpoints of a report."""
+
+
+def plan_recipe(recipe: Recipe) -> Plan:
+    """Check a recipe against the headers of what it names, and say what will happen to every tensor.
+
+    Raises:
+        PlanError: with every fault found.
+    """
+    faults: list[str] = []
+    parameters = _method_faults(recipe, faults)
+    base = _opened(recipe, recipe.base, faults)
+    opened = {name: _opened(recipe, recipe.sources[name], faults) for name in _arithmetic_order(recipe)}
+    sources = {name: checkpoint for name, checkpoint in opened.items() if checkpoint}
+    if not sources:
+        raise PlanError(faults)
+    # What opened is checked on, though the plan has failed: every fault at once.
+    first = next(iter(sources.values()))
+    in_base = _by_source_name(base, first) if base else None
+    # A masked-LM base has a head, but not this one.
+    has_head = any(group_of(name) == "head" and name in first.tensors for name in in_base or {})
+    orders, labels = label_orders(base if has_head else None, sources, faults)
+    aligned = _alignment(base, in_base, sources, faults)
+    planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, faults)
+    tensors = planner.tensors()
+    label_row_faults(tensors, labels, faults)
+    coefficient_faults(recipe.weights, first, tensors, faults)
+    layer_faults(recipe.blocks, first, faults)
+    if base is not None:
+        zero_delta_faults(base, sources, tensors, faults)
+    if base is None or faults:
+        raise PlanError(faults)
+    donor = base if has_head and labels == label_names(base.config) else first
+    return Plan(
+        recipe=_recorded(recipe),
+        method=recipe.method,
+        parameters=parameters,
+        base=base,
+        sources=sources,
+        coefficients=recipe.weights,
+        tensors=tensors,
+        labels=labels,
+        permuted=tuple(sorted(orders)),
+        companions=_companions(donor, base, sources, labels, aligned),
+        target=recipe.target,
+        settings={
+            key: getattr(recipe, key) for key in ("embeddings", "head", "layers", "other_layers", "dtype")
+        },
+        vocabulary=aligned.report if aligned and not aligned.report["equal"] else {},
+    )
+
+
+def _recorded(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as the receipt keeps it: from another folder, too, it must name the same inputs."""
+    dumped = recipe.model_dump(mode="json", exclude_none=True)
+    dumped["base"] = str(recipe.base.absolute())
+    dumped["sources"] = {name: str(folder.absolute()) for name, folder in recipe.sources.items()}
+    return dumped
+
+
+def _arithmetic_order(recipe: Recipe) -> list[str]:
+    # Sorted, so that the order in a file cannot change a byte; but where order means something, it is kept.
+    ordered = recipe.parameters.get("t") is not None or recipe.method == "layer_swap"
+    return list(recipe.sources) if ordered else sorted(recipe.sources)
+
+
+def _method_faults(recipe: Recipe, faults: list[str]) -> dict[str, Any]:
+    """Check the method, its parameters and the weights it is given."""
+    try:
+        spec = spec_of(recipe.method)
+    except MethodError as error:
+        faults.append(str(error))
+        return {}
+    low, high = spec.sources
+    n = len(recipe.sources)
+    if n < low or (high is not None and n > high):
+        wanted = f"exactly {low}" if low == high else f"at least {low}"
+        faults.append(f"{recipe.method} merges {wanted} source{'s' * (low != 1)}, the recipe has {n}")
+        return {}
+    found = len(faults)
+    # These two bound each other: neither may be checked against the other's default where both are given.
+    window: dict[str, Any] = {
+        key: recipe.parameters[key] for key in ("density", "epsilon") if key in recipe.parameters
+    }
+    for key, value in recipe.parameters.items():
+        try:
+            checked_parameters(recipe.method, window if key in window else {key: value}, sources=n)
+        except MethodError as error:
+            if str(error) not in faults:
+                faults.append(str(error))
+    if len(faults) > found:
+        return {}
+    parameters = checked_parameters(recipe.method, recipe.parameters, sources=n)
+    weight_faults(recipe.method, parameters, recipe.weights, tuple(recipe.sources), faults)
+    return _in_order(recipe, parameters)
+
+
+def _in_order(recipe: Recipe, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of one number per source, given in the recipe's order, in the order of arithmetic."""
+    given = list(recipe.sources)
+    places = [given.index(name) for name in _arithmetic_order(recipe)]
+    return {
+        key: [value[place] for place in places] if isinstance(value, list | tuple) else value
+        for key, value in parameters.items()
+    }
+
+
+def _opened(recipe: Recipe, folder: Path, faults: list[str]) -> Checkpoint | None:
+    try:
+        return open_checkpoint(folder, pickle=recipe.pickle)
+    except CheckpointError as error:
+        faults.append(str(error))
+        return None
+
+
+def _by_source_name(base: Checkpoint, source: Checkpoint) -> dict[str, TensorInfo]:
+    """The base's tensors under the sources' names: a model class may save without (or with) the common prefix.
+
+    The prefix is the one under which most names agree.
+    """
+    votes = Counter({("", ""): len(set(base.tensors) & set(source.tensors))})
+    ends = {name.rpartition(".")[2] for name in source.tensors}
+    shared = [name for name in base.tensors if name.rpartition(".")[2] in ends]
+    by_end: dict[str, list[str]] = {}
+    for own in source.tensors:
+        by_end.setdefault(".".join(own.rsplit(".", 2)[-2:]), []).append(own)
+    for name in shared:
+        for own in by_end.get(".".join(name.rsplit(".", 2)[-2:]), []):
+            if own.endswith("." + name):
+                votes[own.removesuffix(name), ""] += 1
+            elif name.endswith("." + own):
+                votes["", name.removesuffix(own)] += 1
+    add, strip = votes.most_common(1)[0][0]
+    return {
+        name if name in source.tensors else add + name.removeprefix(strip): info
+        for name, info in base.tensors.items()
+    }
+
+
+def _alignment(
+    base: Checkpoint | None,
+    in_base: Mapping[str, TensorInfo] | None,
+    sources: Mapping[str, Checkpoint],
+    faults: list[str],
+) -> Alignment | None:
+    """How the vocabularies fit together: the output has the base's; None where there are no embeddings to align."""
+    everyone = {BASE: base, **sources} if base else dict(sources)
+    sizes = {
+        name: vocabulary_size({tensor: info.shape for tensor, info in checkpoint.tensors.items()})
+        for name, checkpoint in everyone.items()
+        if checkpoint is not None
+    }
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if len(known) < len(sizes) or not known or in_base is None:
+        return None
+    folders = {name: checkpoint.folder for name, checkpoint in everyone.items() if checkpoint is not None}
+    try:
+        return align(folders, known, BASE)
+    except PlanError as error:
+        faults += error.faults
+        return None
+
+
+def _companions(
+    donor: Checkpoint,
+    base: Checkpoint,
+    sources: Mapping[str, Checkpoint],
+    labels: tuple[str, ...] | None,
+    aligned: Alignment | None,
+) -> Companions:
+    config: dict[str, Any] = {}
+    if labels:
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
+    differ = aligned is not None and not aligned.report["equal"]
+    if aligned and differ:
+        # Token ids in the donor's config (padding, end of text) are numbers of its own pieces.
+        name = BASE if base is not None and donor is base else next(iter(sources))
+        size = vocabulary_size({tensor: info.shape for tensor, info in donor.tensors.items()})
+        changed = renumbered(donor.config, aligned, name, size) if size is not None else {}
+        config |= {key: value for key, value in changed.items() if donor.config[key] != value}
+    # The sources' tokenizer is the base's where they are alike: a base may lack it.
+    first = [base.folder] if differ else []
+    folders = [*first, donor.folder, *(checkpoint.folder for checkpoint in sources.values())]
+    return Companions(donor.folder, tuple(dict.fromkeys(folders)), config)
+
+
+class _Planner:
+    """Decides on the tensors of one recipe."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        parameters: Mapping[str, Any],
+        base: Checkpoint | None,
+        in_base: Mapping[str, TensorInfo] | None,
+        sources: Mapping[str, Checkpoint],
+        orders: Mapping[str, np.ndarray[Any, Any]],
+        aligned: Alignment | None,
+        faults: list[str],
+    ) -> None:
+        self.recipe, self.parameters, self.faults = recipe, parameters, faults
+        self.base, self.in_base, self.sources = base, in_base, sources
+        self.orders, self.aligned = orders, aligned
+        self.matrices = recipe.method and recipe.method in _matrix_methods()
+        blocks = {block_of(name) for checkpoint in sources.values() for name in checkpoint.tensors} - {None}
+        self.blocks = len(blocks) or None
+        everyone = {**sources, BASE: base} if base else sources
+        self.sizes = {
+            name: vocabulary_size({tensor: info.shape for tensor, info in checkpoint.tensors.items()})
+            for name, checkpoint in everyone.items()
+        }
+
+    def tensors(self) -> list[TensorPlan]:
+        """The plan of every tensor; without a base only the sources are checked against each other."""
+        names = sorted(set().union(*(checkpoint.tensors for checkpoint in self.sources.values())))
+        plans = [plan for name in names if (plan := self._tensor(name))]
+        dropped = [
+            TensorPlan(info.name, info.shape, info.dtype, "dropped", "only the base has it", info)
+            for name, info in (self.in_base or {}).items()
+            if name not in names
+        ]
+        return [
+            *(plan for plan in plans if plan.treatment != "dropped"),
+            *(plan for plan in plans if plan.treatment == "dropped"),
+            *dropped,
+        ]
+
+    def _tensor(self, name: str) -> TensorPlan | None:
+        if self._is_tied(name):
+            some = next(c.tensors[name] for c in self.sources.values() if name in c.tensors)
+            return TensorPlan(
+                name, some.shape, some.dtype, "dropped", "tied to the input embeddings, stored once"
+            )
+        if absent := [s for s, checkpoint in self.sources.items() if name not in checkpoint.tensors]:
+            self.faults.append(
+                f"tensor {name!r} is missing in source {', '.join(absent)}: "
+                "sources must be saved from the same model class (with the same head)"
+            )
+            return None
+        infos = {source: checkpoint.tensors[name] for source, checkpoint in self.sources.items()}
+        own = self.in_base.get(name) if self.in_base else None
+        rows, base_rows, pieces = self._row_maps(name, own, infos)
+        if fault := mismatch(name, own, infos, rows_differ=pieces is not None):
+            self.faults.append(fault)
+            return None
+        if self.in_base is None:
+            return None
+        plan = self._decided(name, own, next(iter(infos.values())))
+        if pieces is not None:
+            plan = replace(plan, shape=(pieces, *plan.shape[1:]))
+        return replace(
+            plan, inputs=tuple(infos.values()), sources=tuple(infos), rows=rows, base_rows=base_rows
+        )
+
+    def _is_tied(self, name: str) -> bool:
+        if not name.endswith(("lm_head.weight", "predictions.decoder.weight", "lm_head.decoder.weight")):
+            return False
+        configs = [checkpoint.config for checkpoint in self.sources.values()]
+        return all(config.get("tie_word_embeddings") is True for config in configs)
+
+    def _row_maps(
+        self, name: str, own: TensorInfo | None, infos: Mapping[str, TensorInfo]
+    ) -> tuple[dict[str, Any], Any, int | None]:
+        """Row maps of the sources and the base; the last is the number of rows where pieces were aligned."""
+        by_label = {source: self.orders[source] for source in infos if source in self.orders}
+        labels: tuple[dict[str, Any], Any, int | None] = (by_label if is_label_row(name) else {}, None, None)
+        if self.aligned is None or self.aligned.report["equal"]:
+            return labels
+        everyone = {**infos, BASE: own} if own else dict(infos)
+        if not all(is_vocabulary_tensor(name, i.shape, self.sizes[s] or -1) for s, i in everyone.items()):
+            return labels
+        whole = np.arange(self.aligned.pieces)
+        maps = {source: self.aligned.rows.get(source) for source in everyone}
+        # A checkpoint with more rows than the output is cut off: its map is the plain numbers.
+        found = {
+            s: m if m is not None else whole
+            for s, m in maps.items()
+            if m is not None or everyone[s].shape[0] != self.aligned.pieces
+        }
+        return {s: m for s, m in found.items() if s != BASE}, found.get(BASE), self.aligned.pieces
+
+    def _decided(self, name: str, own: TensorInfo | None, info: TensorInfo) -> TensorPlan:
+        recipe, group = self.recipe, group_of(name)
+        labels = is_label_row(name) and len(info.shape) > 0
+        stored = recipe.dtype if recipe.dtype and info.is_float else (own or info).dtype
+        blank = TensorPlan(name, info.shape, stored, "base", base=own, label_rows=labels)
+        if own is None and group != "head":
+            self.faults.append(
+                f"tensor {name!r} is in the sources but not in the base {recipe.base}: "
+                "is this the base they were tuned from?"
+            )
+            return replace(blank, treatment="dropped", reason="not in the base")
+        if not info.is_float:
+            return replace(blank, reason="not a floating-point tensor")
+        if group in ("embeddings", "head") and (said := getattr(recipe, group)) != "merge":
+            if own is None and said == "base":
+                self.faults.append(
+                    f"the recipe says {group}: base, but the base {recipe.base} has no tensor {name!r}: "
+                    "say mean or source:<name>"
+                )
+            return self._by(blank, said, f"the recipe says {group}: {said}")
+        if own is None:
+            return self._by(blank, "mean", "the base has no such head")
+        if recipe.layers is not None and (block := block_of(name)) is not None and block not in recipe.blocks:
+            return self._by(blank, recipe.other_layers, f"the recipe says layers: {recipe.layers}")
+        if self.matrices and (group in ("embeddings", "head") or len(info.shape) != 2):
+            return self._by(blank, "mean", f"{recipe.method} is for the encoder's weight matrices")
+        row = recipe.weights.for_tensor(name)
+        weights, parameters = normal_weights(
+            recipe.method, [row[source] for source in self.sources], dict(self.parameters)
+        )
+        return replace(
+            blank,
+            treatment="merged",
+            method=recipe.method,
+            parameters=parameters,
+            weights=weights,
+            block=block_of(name),
+            blocks=self.blocks,
+        )
+
+    def _by(self, blank: TensorPlan, said: str, reason: str) -> TensorPlan:
+        if said == "base":
+            return replace(blank, treatment="base", reason=reason)
+        if said.startswith("source:"):
+            chosen = said.removeprefix("source:")
+            weights = tuple(float(source == chosen) for source in self.sources)
+            return replace(blank, treatment="source", reason=reason, weights=weights)
+        row = self.recipe.weights.for_tensor(blank.name)
+        weights, parameters = normal_weights(
+            "linear", [row[source] for source in self.sources], {"normalize": True}
+        )
+        return replace(
+            blank, treatment="mean", reason=reason, method="linear", parameters=parameters, weights=weights
+        )
+
+
+def _matrix_methods() -> Sequence[str]:
+    from langmerge.methods import SPECS
+
+    return [name for name, spec in SPECS.items() if spec.matrices]

@@ -1,0 +1,49 @@
+"""The compiled kernels. An input is (buffer, byte offset, dtype code); all entries are done in one call, without the
+interpreter's lock. Wrong sizes, offsets and codes raise ValueError or TypeError; nothing outside a buffer is touched.
+"""
+
+from typing import Any
+
+Input = tuple[Any, int, int]
+
+def merge(
+    entries: int,
+    inputs: tuple[Input, ...],
+    base: Input | None,
+    op: int,
+    about_base: bool,
+    count: bool,
+    normalize: bool,
+    weights: Any,
+    bounds: Any,
+    streams: Any,
+    offset: int,
+    scale: float,
+    out: Input | None,
+    squares: Any,
+    /,
+) -> bool:
+    """Merge a chunk; `squares` (N + 1, float64) gets ‖τ_i‖² and ‖τ_m‖². False if something is not finite."""
+
+def gram(entries: int, inputs: tuple[Input, ...], base: Input | None, out: Any, /) -> bool:
+    """Dot products of the sources, or with a base of their deltas, into `out` (N, N) float64."""
+
+def count(
+    entries: int,
+    inputs: tuple[Input, ...],
+    base: Input | None,
+    low: Any,
+    span: int,
+    shift: int,
+    counts: Any,
+    /,
+) -> bool:
+    """Add to `counts` (N, 1 + (span >> shift)) int64: magnitudes of at least low + span, then a histogram from low on."""
+
+def select(
+    entries: int, inputs: tuple[Input, ...], base: Input | None, ranks: Any, space: Any, out: Any, /
+) -> bool:
+    """The magnitude of each rank (1 for the largest) into `out` (N,) float32; `space` is (entries,) uint32."""
+
+def instructions(name: str = ..., /) -> str:
+    """The instruction set in use: avx512, avx2 or plain; with a name, use that one from now on."""

@@ -1,0 +1,249 @@
+"""Where langmerge does otherwise than mergekit, and what it refuses: docs/mergekit.md lists both."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from langmerge.engine import make_plan
+from langmerge.errors import PlanError
+from tests.engine.mergekit_models import (
+    PIECES_OF_BASE,
+    PIECES_OF_OTHER,
+    SPECIAL,
+    build,
+    causal_config,
+    drawn,
+    llama_shapes,
+    tuned,
+    write_model,
+    xlmr_config,
+    xlmr_shapes,
+)
+from tests.engine.mergekit_runs import ids, linear, parsed, read_arrays, run, stacked
+from tests.tiny import read_raw
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mergekit")
+    build(root)
+    return root
+
+
+# Vocabularies
+
+
+def test_token_ids_of_the_config_follow_the_vocabulary(models: Path, tmp_path: Path) -> None:
+    pieces = ("x0", "x1", "</s>", "<s>", "<unk>", *PIECES_OF_BASE[5:])
+    config = {**causal_config("llama", 2), "bos_token_id": 3, "eos_token_id": 2}
+    write_model(models / "ids", read_arrays(models / "llama" / "b"), config, pieces=pieces)
+    (models / "llama" / "a" / "generation_config.json").write_text('{"bos_token_id": 1}')
+    run(models, linear("ids", base_model="llama/a", tokenizer_source="ids"), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (found["bos_token_id"], found["eos_token_id"]) == (ids(tmp_path / "out")["<s>"], 2) == (3, 2)
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["bos_token_id"] == 3
+
+
+def test_a_union_keeps_the_first_models_ids_and_then_the_others_in_order(
+    models: Path, tmp_path: Path
+) -> None:
+    run(models, linear("llama/a", "llama/other", tokenizer_source="union"), tmp_path / "out")
+    found = ids(tmp_path / "out")
+    new = [piece for piece in PIECES_OF_OTHER if piece not in PIECES_OF_BASE]
+    assert [piece for piece, _ in sorted(found.items(), key=lambda one: one[1])] == [*PIECES_OF_BASE, *new]
+    assert (tmp_path / "out" / "tokenizer_config.json").exists()
+
+
+def test_a_piece_that_one_model_has_is_taken_from_it(models: Path, tmp_path: Path) -> None:
+    found = run(models, linear("llama/a", "llama/other", tokenizer_source="union"), tmp_path / "out")
+    name = "model.embed_tokens.weight"
+    a, other = (read_raw(models / "llama" / model)[name] for model in ("a", "other"))
+    rows = ids(tmp_path / "out")
+    assert torch.equal(found[name][rows["n0"]], other[PIECES_OF_OTHER.index("n0")])
+    assert torch.equal(found[name][rows["p00"]], a[PIECES_OF_BASE.index("p00")])
+    shared = (a[PIECES_OF_BASE.index("p09")] + other[PIECES_OF_OTHER.index("p09")]) / 2
+    assert torch.allclose(found[name][rows["p09"]], shared)
+
+
+def test_rows_without_a_piece_stay(models: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        arrays = read_arrays(models / "llama" / name)
+        wide = {
+            n: np.concatenate([a, a[:4]]) if len(a) == len(PIECES_OF_BASE) else a for n, a in arrays.items()
+        }
+        write_model(
+            models / f"padded-{name}", wide, causal_config("llama", 2, pieces=len(PIECES_OF_BASE) + 4)
+        )
+    found = run(models, linear("padded-a", "padded-b", tokenizer_source="base"), tmp_path / "out")
+    assert len(found["lm_head.weight"]) == len(PIECES_OF_BASE) + 4
+    assert torch.equal(found["lm_head.weight"][-4:], found["lm_head.weight"][:4])
+
+
+def test_no_tokenizer_is_made_up(models: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        folder = write_model(models / f"bare-{name}", read_arrays(models / "xlmr" / name), xlmr_config())
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").unlink()
+    run(models, linear("bare-a", "bare-b"), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("token*"))
+
+
+# Small task vectors, opposed ones
+
+
+def moved(root: Path, name: str, by: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """A model at some distance of the Llama base; returns what float32 leaves of the distance."""
+    base = read_arrays(root / "llama" / "base")
+    arrays = {tensor: (one + by[tensor]).astype(np.float32) for tensor, one in base.items()}
+    write_model(root / name, arrays, causal_config("llama", 2))
+    return {tensor: one.astype(np.float64) - base[tensor] for tensor, one in arrays.items()}
+
+
+def noise(seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    random = np.random.RandomState(seed)
+    return {name: random.standard_normal(shape) for name, shape in llama_shapes(2).items()}
+
+
+@pytest.fixture(scope="module")
+def near_models(models: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+    """Two models that agree, one with a third of the other's distance, both of 3e-4 at most."""
+    common, own, more = noise(1), noise(2), noise(3)
+    near = {name: 3e-4 * (common[name] + 0.3 * own[name]) for name in common}
+    nearer = {name: 1e-4 * (common[name] + 0.3 * more[name]) for name in common}
+    return {"near": moved(models, "near", near), "nearer": moved(models, "nearer", nearer)}
+
+
+def test_sce_weighs_small_task_vectors_by_their_energy(
+    models: Path, near_models: Any, tmp_path: Path
+) -> None:
+    raw = linear("near", "nearer", base_model="llama/base", merge_method="sce", parameters={})
+    name = "model.layers.0.mlp.up_proj.weight"
+    delta = (
+        run(models, raw, tmp_path / "out")[name].double().numpy()
+        - read_arrays(models / "llama" / "base")[name]
+    )
+    one, other = (near_models[model][name] for model in ("near", "nearer"))
+    share = (one**2).sum() / ((one**2).sum() + (other**2).sum())
+    agree = np.sign(one) == np.sign(other)
+    assert share > 0.85
+    assert delta[agree] == pytest.approx((share * one + (1 - share) * other)[agree], abs=1e-7)
+
+
+def test_model_stock_sees_the_angle_of_small_task_vectors(
+    models: Path, near_models: Any, tmp_path: Path
+) -> None:
+    raw = linear("near", "nearer", base_model="llama/base", merge_method="model_stock", parameters={})
+    name = "model.norm.weight"
+    delta = (
+        run(models, raw, tmp_path / "out")[name].double().numpy()
+        - read_arrays(models / "llama" / "base")[name]
+    )
+    one, other = (near_models[model][name] for model in ("near", "nearer"))
+    cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
+    assert delta == pytest.approx(2 * cosine / (1 + cosine) * (one + other) / 2, abs=2e-7)
+
+
+def test_opposed_models_leave_the_base(models: Path, tmp_path: Path) -> None:
+    there, own = noise(4), noise(5)
+    moved(models, "up", {name: 0.1 * one + 0.02 * own[name] for name, one in there.items()})
+    moved(models, "down", {name: -0.1 * one + 0.02 * own[name] for name, one in there.items()})
+    raw = linear("up", "down", base_model="llama/base", merge_method="model_stock", parameters={})
+    found = run(models, raw, tmp_path / "stock")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(found[name], read_raw(models / "llama" / "base")[name])
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs_ties", "sce"])
+def test_a_cancelled_vote_leaves_the_base(models: Path, tmp_path: Path, method: str) -> None:
+    shapes = llama_shapes(2)
+    for name, value in (("zeros", 0.0), ("plus", 0.25), ("minus", -0.25)):
+        arrays = {tensor: np.full(shape, value, np.float32) for tensor, shape in shapes.items()}
+        write_model(models / name, arrays, causal_config("llama", 2))
+    parameters = {} if method == "sce" else {"weight": 0.5}
+    raw = linear("plus", "minus", base_model="zeros", merge_method=method, parameters=parameters)
+    assert not run(models, raw, tmp_path / "out")["lm_head.weight"].any()
+
+
+# What is refused
+
+
+def faults(root: Path, raw: Mapping[str, Any]) -> str:
+    with pytest.raises(PlanError) as caught:
+        make_plan(parsed(root, raw))
+    return str(caught.value)
+
+
+def test_other_ids_without_tokenizer_source(models: Path) -> None:
+    reversed_pieces = (*SPECIAL, *reversed(PIECES_OF_BASE[len(SPECIAL) :]))
+    write_model(
+        models / "swapped",
+        read_arrays(models / "llama" / "b"),
+        causal_config("llama", 2),
+        pieces=reversed_pieces,
+    )
+    found = faults(models, linear("llama/a", "swapped"))
+    assert "the tokenizers of swapped and llama/a have different vocabularies" in found
+    assert "or set tokenizer_source" in found
+
+
+def test_a_tokenizer_source_that_is_no_model_of_the_recipe(models: Path) -> None:
+    assert "tokenizer_source llama/other is none of the models: name one of llama/a" in faults(
+        models, linear("llama/a", tokenizer_source="llama/other")
+    )
+
+
+def test_layers_that_are_not_there(models: Path) -> None:
+    found = faults(models, stacked(("deep/a", 0, 2), ("deep/b", 3, 5)))
+    assert "the layer_range [3, 5] of deep/b goes beyond its 4 layers" in found
+
+
+def test_a_missing_tensor_names_it_and_the_model(models: Path) -> None:
+    write_model(models / "masked", drawn(xlmr_shapes("lm_head"), 50), xlmr_config("lm_head"))
+    assert "tensor 'classifier.dense.bias' is missing in masked" in faults(models, linear("xlmr/a", "masked"))
+
+
+def test_a_fault_of_the_method_is_said_once(models: Path) -> None:
+    found = faults(models, linear("llama/a", parameters={"weight": 0}))
+    assert found.count("sum to zero") == 1
+
+
+def test_a_model_that_equals_the_base(models: Path) -> None:
+    write_model(models / "copy", read_arrays(models / "llama" / "base"), causal_config("llama", 2))
+    raw = linear("llama/a", "copy", base_model="llama/base", merge_method="ties")
+    assert "source copy" in faults(models, raw)
+    assert "its task vector is zero" in faults(models, raw)
+
+
+def test_a_tensor_that_the_base_lacks(models: Path) -> None:
+    shapes = llama_shapes(2)
+    small = {name: one for name, one in drawn(shapes, 3).items() if "layers.1.mlp" not in name}
+    write_model(models / "small", small, causal_config("llama", 2))
+    found = faults(models, linear("llama/a", base_model="small", merge_method="task_arithmetic"))
+    assert "tensor 'model.layers.1.mlp.up_proj.weight' is in the models but not in the base_model" in found
+
+
+def test_two_bases_for_a_method_of_task_vectors(models: Path) -> None:
+    raw = stacked(
+        ("deep/a", 0, 2), ("deep/b", 2, 4), merge_method="task_arithmetic", parameters={"weight": 1}
+    )
+    for piece, base in zip(raw["slices"], ("deep/base", "deep/c"), strict=True):
+        piece["base_model"] = base
+        piece["sources"].append({"model": base, "layer_range": piece["sources"][0]["layer_range"]})
+    assert "the slices have different base_models for task_arithmetic" in faults(models, raw)
+
+
+def test_nan_in_a_model(models: Path, tmp_path: Path) -> None:
+    from langmerge.errors import CheckpointError
+
+    arrays = tuned(read_arrays(models / "llama" / "base"), 77)
+    arrays["lm_head.weight"][0, 0] = np.nan
+    write_model(models / "nan", arrays, causal_config("llama", 2))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        run(models, linear("llama/a", "nan"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
