@@ -110,7 +110,8 @@ def compared(ours: Path, theirs: Path, base: Path) -> Agreement:
             difference = np.abs(one - two)
             largest = max(largest, float(difference.max()))
             steps = max(steps, float(difference.max()) / (step * scale or 1.0))
-            astray += int((difference > 2 * step * scale).sum())
+            # Not `>`: NaN is astray too.
+            astray += int((~(difference <= 2 * step * scale)).sum())
             squares += [_squared(one - zero), _squared(two - zero)]
         entries += math.prod(shape)
     ratio = float(np.sqrt(squares[0] / squares[1]))

@@ -87,7 +87,9 @@ def run_process(command: Sequence[str], *, log: Path, env: Mapping[str, str], wa
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {''.join(last)} (all of it: {log})")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {process.returncode}: {''.join(last)} (all of it: {log})"
+        )
     return Run(seconds, usage.ru_utime + usage.ru_stime, memory)
 
 
@@ -171,7 +173,7 @@ def _touch(maps: Sequence[mmap.mmap], target: int, start: int, stop: int) -> Non
     for first in range(start, stop, CHUNK):
         size = min(CHUNK, stop - first)
         for one in maps:
-            # XOR-free and without a result: the sum only makes the bytes pass by.
+            # The sum is thrown away: it makes the bytes pass through a core at the least cost.
             np.add.reduce(np.frombuffer(one, np.uint64, size // 8, first))
         with memoryview(maps[-1])[first : first + size] as written:
             os.pwrite(target, written, first)

@@ -104,7 +104,9 @@ def make_models(family: Family, work: Path) -> Path:
     if not all(file.exists() and file.stat().st_size == size for file in weights):
         needed, free = size * len(weights), shutil.disk_usage(folder).free
         if needed > free:
-            raise OSError(f"{folder} needs {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free: choose another --work")
+            raise OSError(
+                f"{folder} needs {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free: choose another --work"
+            )
         _write_weights(family, header, weights)
     for file in weights:
         _write_companions(family, file.parent)
@@ -179,7 +181,11 @@ _TOKENIZER: dict[str, Any] = {
         "pre_tokenizer": {"type": "Whitespace"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, "unk_token": "<unk>"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3},
+            "unk_token": "<unk>",
+        },
     },
     "tokenizer_config.json": {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -53,7 +53,11 @@ def mergekit_recipe(family: Family, method: str, models: Path) -> dict[str, Any]
     recipe: dict[str, Any] = {"merge_method": method, "dtype": _NAMES[family.dtype]}
     if method == "slerp":
         folders = [{"model": str(models / name)} for name in sources]
-        return recipe | {"base_model": folders[0]["model"], "models": folders, "parameters": {"t": METHODS[method]["t"]}}
+        return recipe | {
+            "base_model": folders[0]["model"],
+            "models": folders,
+            "parameters": {"t": METHODS[method]["t"]},
+        }
     density = {key: value for key, value in METHODS[method].items() if key == "density"}
     recipe["models"] = [
         {"model": str(models / name), "parameters": {"weight": weight} | density}

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from langmerge import evaluate as module
-from langmerge.checkpoint import open_checkpoint
+from langmerge.checkpoint import folder_signature, open_checkpoint
 from langmerge.errors import CheckpointError, LocaleError
 from langmerge.evaluate import PoolEvaluator, evaluate_model, score, transfer_matrix
 from langmerge.pool import Pool
-from langmerge.checkpoint import folder_signature
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import Task, load_task
 from langmerge.training import Training, train_pool

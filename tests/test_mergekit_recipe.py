@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from langmerge.errors import RecipeError
 from langmerge.mergekit_methods import Treatment
-from langmerge.mergekit_recipe import MergekitRecipe, is_mergekit, load_recipe
-from langmerge.recipe import Recipe
+from langmerge.mergekit_recipe import MergekitRecipe, is_mergekit
 
 QUERY = "model.layers.3.self_attn.q_proj.weight"
 GOOD: dict[str, Any] = {
@@ -55,15 +53,9 @@ def weights_of(
     return treated(recipe, name, t).weights
 
 
-def test_a_recipe_is_known_by_its_merge_method(folder: Path) -> None:
+def test_a_recipe_is_known_by_its_merge_method() -> None:
     assert is_mergekit(GOOD)
     assert not is_mergekit({"base": "base", "sources": {}, "method": "ties"})
-    (folder / "theirs.yaml").write_text(yaml.safe_dump(GOOD))
-    (folder / "ours.yaml").write_text("base: base\nsources: {x: a}\nmethod: linear\n")
-    theirs, ours = load_recipe(folder / "theirs.yaml"), load_recipe(folder / "ours.yaml")
-    assert isinstance(theirs, MergekitRecipe)
-    assert isinstance(ours, Recipe)
-    assert ours.base == folder / "base"
 
 
 def test_what_a_recipe_says(folder: Path) -> None:
@@ -283,12 +275,6 @@ def test_what_is_refused_in_one_line(folder: Path, name: str) -> None:
         MergekitRecipe.parse(raw, folder=folder, where="recipe x.yaml")
     assert str(caught.value).startswith("recipe x.yaml: ")
     assert "\n" not in str(caught.value)
-
-
-def test_a_key_given_twice_is_refused(folder: Path) -> None:
-    (folder / "x.yaml").write_text("merge_method: linear\nmodels:\n- model: a\n  model: b\n")
-    with pytest.raises(RecipeError, match="found the key 'model' twice"):
-        load_recipe(folder / "x.yaml")
 
 
 def test_two_spellings_are_one_folder(folder: Path) -> None:

@@ -42,8 +42,23 @@ def test_a_recipe_is_read_with_paths_from_its_own_folder(tmp_path: Path) -> None
 def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
     recipe = Recipe.load(written(tmp_path, {key: GOOD[key] for key in ("base", "sources", "method")}))
     assert (recipe.embeddings, recipe.head, recipe.dtype, recipe.parameters) == ("merge", "merge", None, {})
+    assert (recipe.layers, recipe.other_layers) == (None, "base")
     assert recipe.coefficients is None
     assert recipe.weights.for_tensor("x") == {"de-DE": 0.5, "fr-FR": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [(None, set()), (3, {3}), ("3", {3}), ("4-7", {4, 5, 6, 7}), ("0-1, 8", {0, 1, 8}), ("2-2,2", {2})],
+)
+def test_layers_are_numbers_and_ranges(layers: object, expected: set[int]) -> None:
+    assert Recipe.parse({**GOOD, "layers": layers}).blocks == expected
+
+
+def test_parts_may_name_a_source() -> None:
+    said = {"embeddings": "source:fr-FR", "head": "base", "layers": "0", "other_layers": "source:de-DE"}
+    recipe = Recipe.parse({**GOOD, **said})
+    assert {key: getattr(recipe, key) for key in said} == said
 
 
 def test_a_recipe_comes_back_from_its_own_text(tmp_path: Path) -> None:
@@ -69,9 +84,16 @@ def test_coefficients_from_a_file_beside_it(tmp_path: Path) -> None:
         ({"sources": {}}, "sources: Dictionary should have at least 1 item"),
         ({"sources": ["a", "b"]}, "sources: Input should be a valid dictionary"),
         ({"sourcse": {}}, "sourcse: Extra inputs are not permitted"),
-        ({"embeddings": "drop"}, "embeddings: Input should be 'merge', 'mean' or 'base'"),
-        ({"head": "base"}, "head: Input should be 'merge' or 'mean'"),
-        ({"dtype": "I8"}, "dtype: Input should be 'F32', 'F16' or 'BF16'"),
+        ({"embeddings": "drop"}, "embeddings is 'drop': it must be merge, mean, base or source:<name of a source>"),
+        ({"head": "source:sw-KE"}, "head is 'source:sw-KE': it must be merge, mean, base or source:<name"),
+        ({"other_layers": "merge"}, "other_layers is 'merge': it must be mean, base or source:<name of a source>"),
+        ({"layers": "3-1"}, "layers is '3-1': write numbers and ranges, like 4-7 or 0-3,8"),
+        ({"layers": "one"}, "layers is 'one': write numbers"),
+        ({"layers": "-1"}, "layers is '-1': write numbers"),
+        ({"layers": ""}, "layers is '': write numbers"),
+        ({"layers": " , "}, "layers is ' , ': write numbers"),
+        ({"layers": True}, "layers: Input should be a valid string"),
+        ({"dtype": "I8"}, "dtype: Input should be 'F32', 'F16', 'BF16', 'F8_E4M3' or 'F8_E5M2'"),
         ({"coefficients": {"de-DE": 1.0}}, r"coefficients are for \['de-DE'\], sources are \['de-DE', 'fr-FR'\]"),
         ({"coefficients": {"de-DE": 1, "fr-FR": 1, "sw-KE": 1}}, "every coefficient a source"),
         ({"coefficients": {"de-DE": 1, "fr-FR": "much"}}, "coefficients.values.model.fr-FR: Input should be a"),

@@ -20,7 +20,6 @@ from langmerge.coefficients import first_fault
 from langmerge.errors import MethodError, RecipeError
 from langmerge.mergekit_methods import PEER_METHODS, PeerMethod, Treatment, Values
 from langmerge.mergekit_settings import Settings, check_settings, resolved
-from langmerge.recipe import Recipe, read_mapping
 
 
 def _one_spelling(reference: str) -> str:
@@ -175,7 +174,7 @@ class MergekitRecipe(BaseModel):
         """
         sources, base = self.sources_of(group), self.base_of(group)
         own = {source.model: source.parameters for source in group.sources}
-        outer = (self.parameters, group.parameters)
+        outer = (group.parameters, self.parameters)
         shared: dict[str, Any] = {}
         each: dict[str, tuple[Any, ...]] = {}
         for key, parameter in self.peer.parameters.items():
@@ -264,18 +263,6 @@ class MergekitRecipe(BaseModel):
 def is_mergekit(raw: Mapping[str, Any]) -> bool:
     """Whether a recipe is one of mergekit's."""
     return "merge_method" in raw
-
-
-def load_recipe(path: Path | str) -> Recipe | MergekitRecipe:
-    """Read a YAML recipe, ours or mergekit's; paths in it are relative to its folder.
-
-    Raises:
-        RecipeError: missing, not YAML, a key given twice, or something that is not supported.
-    """
-    path = Path(path)
-    raw = read_mapping(path)
-    kind = MergekitRecipe if is_mergekit(raw) else Recipe
-    return kind.parse(raw, folder=path.parent, where=f"recipe {path}")
 
 
 def _check_reference(reference: str, folder: Path) -> None:

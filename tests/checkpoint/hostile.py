@@ -53,7 +53,9 @@ def sparse(file: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> Path
 @st.composite
 def valid_files(draw: st.DrawFn) -> bytes:
     """Files that keep every rule."""
-    names = st.text(st.characters(categories=("L", "N", "P")), max_size=6) | st.sampled_from(["a.weight", "b.bias"])
+    names = st.text(st.characters(categories=("L", "N", "P")), max_size=6) | st.sampled_from(
+        ["a.weight", "b.bias"]
+    )
     shapes = st.lists(st.integers(0, 4), max_size=3)
     header: dict[str, Any] = {}
     if draw(st.booleans()):

@@ -34,7 +34,9 @@ def recipe(folders: Path, **changes: object) -> Path:
 
 
 def everything(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".sha256")}
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".langmerge.fingerprint"
+    }
 
 
 def assert_refused(run: Run, folders: Path, arguments: list[object], *named: str) -> None:

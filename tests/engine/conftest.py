@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from langmerge.engine import make_plan, merged_tensors
 from langmerge.recipe import Recipe
@@ -31,6 +32,20 @@ def bits(tensors: Tensors) -> dict[str, tuple[torch.dtype, bytes]]:
         name: (one.dtype, one.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         for name, one in tensors.items()
     }
+
+
+_WIDTHS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+def ulps(one: Tensor, other: Tensor) -> int:
+    """How many numbers of their dtype lie between two tensors of finite numbers, at most; +0 and −0 are neighbours."""
+    assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    places = []
+    for tensor in (one, other):
+        whole = _WIDTHS[tensor.element_size()]
+        raw = tensor.contiguous().reshape(-1).view(whole).to(torch.int64)
+        places.append(torch.where(raw < 0, torch.iinfo(whole).min - raw - 1, raw))
+    return int((places[0] - places[1]).abs().max()) if one.numel() else 0
 
 
 def streamed(recipe: Recipe) -> Tensors:

@@ -9,7 +9,8 @@ import yaml
 from torch import Tensor
 
 from langmerge.engine import merge
-from langmerge.mergekit_recipe import MergekitRecipe, load_recipe
+from langmerge.engine.planning import load_recipe
+from langmerge.mergekit_recipe import MergekitRecipe
 from tests.engine.mergekit_models import Arrays
 from tests.tiny import read_raw
 

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from langmerge.engine import make_plan
-from langmerge.errors import PlanError
+from langmerge.cli import main
+from langmerge.engine import make_plan, merge
+from langmerge.engine.planning import load_recipe, recipe_of_receipt
+from langmerge.errors import PlanError, RecipeError
+from langmerge.recipe import Recipe
 from tests.engine.mergekit_models import (
     PIECES_OF_BASE,
     PIECES_OF_OTHER,
@@ -168,6 +172,60 @@ def test_a_cancelled_vote_leaves_the_base(models: Path, tmp_path: Path, method: 
     parameters = {} if method == "sce" else {"weight": 0.5}
     raw = linear("plus", "minus", base_model="zeros", merge_method=method, parameters=parameters)
     assert not run(models, raw, tmp_path / "out")["lm_head.weight"].any()
+
+
+# Recipes as files, and receipts
+
+
+def test_a_file_without_merge_method_is_one_of_ours(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(f"base: {models}/llama/base\nsources: {{x: a}}\nmethod: linear\n")
+    assert isinstance(load_recipe(tmp_path / "ours.yaml"), Recipe)
+
+
+def test_a_key_given_twice_is_refused(models: Path) -> None:
+    file = models / "twice.yaml"
+    file.write_text("merge_method: linear\nmodels:\n- model: llama/a\n  parameters: {weight: 1, weight: 2}\n")
+    with pytest.raises(RecipeError, match="found the key 'weight' twice"):
+        load_recipe(file)
+
+
+def test_the_receipt_holds_the_recipe(models: Path, tmp_path: Path) -> None:
+    raw = linear(
+        "llama/a", "./llama/b", base_model="llama/base", merge_method="ties", tokenizer_source="base"
+    )
+    found = run(models, raw, tmp_path / "out")
+    receipt = json.loads((tmp_path / "out" / "langmerge.json").read_text())
+    again = recipe_of_receipt(receipt)
+    assert make_plan(again).settings == make_plan(parsed(models, raw)).settings
+    merge(again, tmp_path / "again")
+    assert all(torch.equal(one, found[name]) for name, one in read_raw(tmp_path / "again").items())
+    assert (
+        json.loads((tmp_path / "again" / "langmerge.json").read_text())["signature"] == receipt["signature"]
+    )
+
+
+def test_the_command_line_takes_a_recipe(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    raw = linear(str(models / "llama" / "a"), str(models / "llama" / "b"))
+    file.write_text(yaml.safe_dump(raw))
+    assert cli(monkeypatch, "plan", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tensors"][0]["method"] == "linear"
+    assert cli(monkeypatch, "plan", file) == 0
+    assert cli(monkeypatch, "merge", file, tmp_path / "out") == 0
+    assert read_raw(tmp_path / "out").keys() == llama_shapes(2).keys()
+    file.write_text(yaml.safe_dump({**raw, "modules": {}}))
+    assert cli(monkeypatch, "plan", file) == 2
+    assert "the key 'modules' is not supported" in capsys.readouterr().err
+
+
+def cli(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit status of the command line."""
+    monkeypatch.setattr("sys.argv", ["langmerge", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
 
 
 # What is refused

@@ -22,6 +22,9 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], *
     write_raw(folder, tensors, **options)
 
 
+PIECES = list("abcdefghijkl")
+
+
 def with_tokenizer(folder: Path, pieces: list[str], score: float = -1.0) -> None:
     vocabulary = {"model": {"type": "Unigram", "vocab": [[piece, score] for piece in pieces]}}
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
@@ -52,10 +55,18 @@ def test_a_good_recipe_is_planned_whole(raw_pool: Path) -> None:
         "density": 0.3,
         "scale": 1.0,
         "election": "sum",
+        "normalize": True,
         "scope": "tensor",
     }
-    assert (plan.labels, dict(plan.orders), tuple(plan.sources)) == (LABELS, {}, SOURCES)
-    assert plan.donor.folder == raw_pool / "base"
+    assert (plan.labels, plan.permuted, tuple(plan.sources)) == (LABELS, (), SOURCES)
+    assert plan.companions.donor == raw_pool / "base"
+    for tensor in plan.tensors:
+        assert (tensor.sources, tensor.weights, tensor.method) == (SOURCES, (1 / 3,) * 3, "ties")
+        assert {info.name for info in (tensor.base, *tensor.inputs) if info} == {tensor.name}
+        assert [info.file.parent.name for info in tensor.inputs] == list(SOURCES)
+        assert not tensor.gathered
+    assert {tensor.block for tensor in plan.tensors} == {None, 0, 1}
+    assert {tensor.blocks for tensor in plan.tensors} == {2}
 
 
 def test_base_and_source_missing(own_pool: Path) -> None:
@@ -79,7 +90,7 @@ def test_every_wrong_parameter_is_named(raw_pool: Path) -> None:
     given = {"densty": 0.2, "scale": "big", "election": "sum", "scope": "block"}
     faults = faults_of(raw_pool, method="ties", parameters=given)
     assert len(faults) == 3
-    assert "has no parameter 'densty': it has density, scale, election" in faults[0]
+    assert "has no parameter 'densty': it has density, scale, election, normalize, scope" in faults[0]
     assert "scale is 'big', it must be of type float" in faults[1]
     assert "scope is 'block'" in faults[2]
 
@@ -129,7 +140,8 @@ def test_other_shapes(own_pool: Path) -> None:
         tensors[QUERY] = torch.zeros(6, 7)
 
     rewritten(own_pool / "fr-FR", widen)
-    words, query = faults_of(own_pool)
+    tokenizers, words, query = faults_of(own_pool)
+    assert "no tokenizer.json and 12 rows of embeddings where fr-FR has 13" in tokenizers
     assert f"{WORDS!r} has different shapes: (12, 6) in de-DE, (13, 6) in fr-FR" in words
     assert words.endswith("(a different vocabulary: use one tokenizer for all)")
     assert f"{QUERY!r} has different shapes: (6, 6) in de-DE, (6, 7) in fr-FR, (6, 6) in sw-KE" in query
@@ -222,21 +234,73 @@ def test_heads_without_any_names_are_taken_as_they_are(own_pool: Path) -> None:
     for name in ("base", *SOURCES):
         rewritten(own_pool / name, lambda _: None, labels=None)
     plan = make_plan(recipe_of(own_pool))
-    assert (plan.labels, dict(plan.orders)) == (None, {})
+    assert (plan.labels, plan.permuted) == (None, ())
 
 
-def test_tokenizers_must_give_the_same_ids(own_pool: Path) -> None:
+def test_pieces_with_other_scores_are_the_same_pieces(own_pool: Path) -> None:
     for name in ("base", *SOURCES):
-        with_tokenizer(own_pool / name, ["a", "b"], score=-1.0 if name == "base" else -1.5)
+        with_tokenizer(own_pool / name, PIECES, score=-1.0 if name == "base" else -1.5)
+    plan = make_plan(recipe_of(own_pool))
+    assert not plan.vocabulary
+    assert not any(tensor.gathered for tensor in plan.written)
+
+
+def test_other_vocabularies_are_put_in_the_bases_order_by_piece(own_pool: Path) -> None:
+    """fr-FR has its first two pieces the other way round, sw-KE lacks the base's last one and has another."""
+    for name in ("base", *SOURCES):
+        with_tokenizer(own_pool / name, PIECES)
+    with_tokenizer(own_pool / "fr-FR", ["b", "a", *PIECES[2:]])
+    with_tokenizer(own_pool / "sw-KE", [*PIECES[:-1], "z"])
+    plan = make_plan(recipe_of(own_pool))
+    for tensor in plan.written:
+        found = {source: rows.tolist() for source, rows in tensor.rows.items()}
+        aligned = {"fr-FR": [1, 0, *range(2, 12)], "sw-KE": [*range(11), -1]}
+        assert found == (aligned if tensor.name == WORDS else {})
+        assert (tensor.gathered, tensor.base_rows) == (tensor.name == WORDS, None)
+    report = plan.vocabulary["checkpoints"]
+    assert report["de-DE"] == {"rows": 12, "same": True}
+    assert report["fr-FR"]["moved"] == 2
+    assert report["sw-KE"]["missing"] == {"count": 1, "first": ["l"]}
+    assert report["sw-KE"]["extra"] == {"count": 1, "first": ["z"]}
+
+
+@pytest.mark.parametrize("rows", [11, 13])
+def test_embeddings_of_another_length_are_brought_to_the_bases(own_pool: Path, rows: int) -> None:
+    """Eleven pieces in all: only the padding behind them differs."""
+    for name in ("base", *SOURCES):
+        with_tokenizer(own_pool / name, PIECES[:11])
+    rewritten(own_pool / "fr-FR", lambda tensors: tensors.update({WORDS: torch.ones(rows, 6)}))
+    with_tokenizer(own_pool / "fr-FR", PIECES[:11])
+    plan = make_plan(recipe_of(own_pool))
+    (words,) = [tensor for tensor in plan.written if tensor.name == WORDS]
+    assert words.shape == (12, 6)
+    expected = {11: [*range(11), -1], 13: [*range(12)]}
+    assert {name: one.tolist() for name, one in words.rows.items()} == {"fr-FR": expected[rows]}
+    assert plan.vocabulary["checkpoints"]["fr-FR"]["rows"] == rows
+
+
+def test_the_config_of_a_longer_donor_says_what_is_stored(own_pool: Path) -> None:
+    """The base has no head, so the config is the first source's, whose embeddings are cut off."""
+    tensors = {name: one for name, one in read_raw(own_pool / "base").items() if "classifier" not in name}
+    write_raw(own_pool / "base", tensors, labels=None)
+    for name in SOURCES:
+        longer = {**read_raw(own_pool / name), WORDS: torch.randn(13, 6)}
+        write_raw(own_pool / name, longer, vocab_size=13)
+    for name in ("base", *SOURCES):
+        with_tokenizer(own_pool / name, PIECES)
+    plan = make_plan(recipe_of(own_pool))
+    assert plan.companions.donor == own_pool / "de-DE"
+    assert plan.companions.config["vocab_size"] == 12
+    assert plan.companions.tokenizers[0] == own_pool / "base"
+
+
+def test_tokenizers_of_sources_must_agree_where_the_base_has_none(own_pool: Path) -> None:
+    for name in SOURCES:
+        with_tokenizer(own_pool / name, PIECES)
     assert make_plan(recipe_of(own_pool)).written
-    with_tokenizer(own_pool / "fr-FR", ["b", "a"])
+    with_tokenizer(own_pool / "fr-FR", ["b", "a", *PIECES[2:]])
     (fault,) = faults_of(own_pool)
-    assert (
-        fault == "the tokenizers of fr-FR and the base have different vocabularies: use one tokenizer for all"
-    )
-    (own_pool / "base" / "tokenizer.json").unlink()
-    (fault,) = faults_of(own_pool)
-    assert fault.startswith("the tokenizers of fr-FR and de-DE have")
+    assert fault.startswith("fr-FR and de-DE have different vocabularies and the base")
 
 
 def test_a_garbled_tokenizer(own_pool: Path) -> None:
@@ -259,8 +323,6 @@ def test_all_faults_at_once_and_nothing_written(own_pool: Path) -> None:
         labels=("alarm", "musik", "rain"),
     )
     rewritten(own_pool / "fr-FR", lambda tensors: tensors.pop(QUERY))
-    for name, pieces in (("de-DE", ["a", "b"]), ("fr-FR", ["b", "a"])):
-        with_tokenizer(own_pool / name, pieces)
     (own_pool / "sw-KE" / "model.safetensors").write_bytes(b"garbage")
     values = {"model": dict.fromkeys(SOURCES, 1.0), "block:7": dict.fromkeys(SOURCES, 1.0)}
     recipe = recipe_of(
@@ -268,6 +330,7 @@ def test_all_faults_at_once_and_nothing_written(own_pool: Path) -> None:
         method="ties",
         parameters={"densty": 0.2, "scale": "big"},
         coefficients=Coefficients(values=values),
+        layers="0-1,9",
     )
     before = snapshot(own_pool)
     with pytest.raises(PlanError) as caught:
@@ -281,7 +344,7 @@ def test_all_faults_at_once_and_nothing_written(own_pool: Path) -> None:
         "is missing in source fr-FR",
         f"{WORDS!r} has different shapes",
         "block:7, which matches no tensor",
-        "have different vocabularies",
+        "layers names 9, the sources have layers 0 to 1",
     ]
     faults = list(caught.value.faults)
     for part in expected:
@@ -327,7 +390,14 @@ def test_what_only_the_base_has_is_dropped_and_listed(own_pool: Path) -> None:
     [
         ({"embeddings": "base"}, "embeddings", "base"),
         ({"embeddings": "mean"}, "embeddings", "mean"),
+        ({"embeddings": "source:fr-FR"}, "embeddings", "source"),
         ({"head": "mean"}, "classifier", "mean"),
+        ({"head": "base"}, "classifier", "base"),
+        ({"head": "source:sw-KE"}, "classifier", "source"),
+        ({"layers": "1"}, "layer.0.", "base"),
+        ({"layers": 1, "other_layers": "mean"}, "layer.0.", "mean"),
+        ({"layers": "0-0", "other_layers": "source:de-DE"}, "layer.1.", "source"),
+        ({"layers": "0,1", "other_layers": "mean"}, "no such part", ""),
     ],
 )
 def test_policies(raw_pool: Path, changes: dict[str, str], group: str, treatment: str) -> None:
@@ -335,6 +405,67 @@ def test_policies(raw_pool: Path, changes: dict[str, str], group: str, treatment
     assert {name: one for name, one in found.items() if one != "merged"} == {
         name: treatment for name in SHAPES if group in name
     }
+
+
+def test_one_sources_part_says_whose_it_is(raw_pool: Path) -> None:
+    plan = make_plan(recipe_of(raw_pool, embeddings="source:fr-FR"))
+    (words,) = [tensor for tensor in plan.written if tensor.name == WORDS]
+    assert (words.sources, words.weights) == (SOURCES, (0.0, 1.0, 0.0))
+    assert words.reason == "the recipe says embeddings: source:fr-FR"
+
+
+def test_the_head_of_a_base_without_one(own_pool: Path) -> None:
+    base = {name: one for name, one in read_raw(own_pool / "base").items() if "classifier" not in name}
+    write_raw(own_pool / "base", base, labels=None)
+    for said, treatment in (("merge", "mean"), ("mean", "mean"), ("source:de-DE", "source")):
+        found = treatments(own_pool, method="ties", head=said)
+        assert {one for name, one in found.items() if "classifier" in name} == {treatment}
+    faults = faults_of(own_pool, head="base")
+    assert len(faults) == 3
+    assert all(fault.startswith("the recipe says head: base, but the base") for fault in faults)
+    assert sum(HEAD in fault for fault in faults) == 1
+
+
+@pytest.mark.parametrize("layers", ["2", "0-2", "7,0"])
+def test_layers_that_the_model_lacks(raw_pool: Path, layers: str) -> None:
+    (fault,) = faults_of(raw_pool, layers=layers)
+    missing = "7" if "7" in layers else "2"
+    assert fault == f"layers names {missing}, the sources have layers 0 to 1"
+
+
+def test_layers_of_a_model_without_any(tmp_path: Path) -> None:
+    for place, name in enumerate(("base", *SOURCES)):
+        write_raw(tmp_path / name, {"w": torch.full((2,), float(place))})
+    (fault,) = faults_of(tmp_path, layers="0-20")
+    assert fault == "layers names 0, 1, 2, 3, 4, 5, 6, 7 …, the sources have no numbered layers"
+
+
+def test_numbers_per_source_follow_their_source(raw_pool: Path) -> None:
+    """Given in the recipe's order, used in the order of arithmetic."""
+    backwards = {name: raw_pool / name for name in reversed(SOURCES)}
+    parameters = {"density": [0.1, 0.2, 0.3]}
+    plan = make_plan(recipe_of(raw_pool, method="ties", sources=backwards, parameters=parameters))
+    assert tuple(plan.sources) == SOURCES
+    assert plan.parameters["density"] == [0.3, 0.2, 0.1]
+    assert plan.tensors[0].parameters["density"] == [0.3, 0.2, 0.1]
+    two = {name: raw_pool / name for name in ("fr-FR", "de-DE")}
+    kept = make_plan(recipe_of(raw_pool, method="slerp", sources=two, parameters={"t": 0.25}))
+    assert tuple(kept.sources) == ("fr-FR", "de-DE")
+
+
+def test_density_and_epsilon_are_checked_together(raw_pool: Path) -> None:
+    """0.1 is no density for the default epsilon of 0.15, but it is for 0.05."""
+    good = {"density": 0.1, "epsilon": 0.05}
+    assert make_plan(recipe_of(raw_pool, method="della_ties", parameters=good)).parameters["density"] == 0.1
+    (fault,) = faults_of(raw_pool, method="della_ties", parameters={"density": 0.1})
+    assert "density 0.1 and epsilon 0.15" in fault
+    (fault,) = faults_of(raw_pool, method="della_ties", parameters={"density": 0.1, "epsilon": 0.2})
+    assert "density 0.1 and epsilon 0.2" in fault
+
+
+def test_a_list_of_another_length(raw_pool: Path) -> None:
+    (fault,) = faults_of(raw_pool, method="ties", parameters={"density": [0.1, 0.2]})
+    assert fault == "ties: density has 2 numbers for 3 sources"
 
 
 def test_matrix_methods_take_the_encoders_matrices(raw_pool: Path) -> None:
@@ -353,12 +484,12 @@ def test_a_base_without_the_prefix_is_matched(own_pool: Path) -> None:
     }
     write_raw(own_pool / "base", {**base, "a.first": torch.zeros(1)}, labels=None)
     plan = make_plan(recipe_of(own_pool))
-    assert {t.name: t.base_name for t in plan.written} == {
+    assert {t.name: t.base and t.base.name for t in plan.written} == {
         name: None if name.startswith("classifier") else name.removeprefix("roberta.") for name in SHAPES
     }
     assert {t.name for t in plan.written if t.treatment == "mean"} == {n for n in SHAPES if "classifier" in n}
     assert {t.reason for t in plan.written if t.treatment == "mean"} == {"the base has no such head"}
-    assert plan.donor.folder == own_pool / "de-DE"
+    assert plan.companions.donor == own_pool / "de-DE"
     assert plan.labels == LABELS
 
 
@@ -366,7 +497,9 @@ def test_a_base_with_a_prefix_of_its_own_is_matched(own_pool: Path) -> None:
     base = {f"model.{name}": one for name, one in read_raw(own_pool / "base").items()}
     write_raw(own_pool / "base", base)
     plan = make_plan(recipe_of(own_pool))
-    assert {t.name: t.base_name for t in plan.written} == {name: f"model.{name}" for name in SHAPES}
+    assert {t.name: t.base and t.base.name for t in plan.written} == {
+        name: f"model.{name}" for name in SHAPES
+    }
     assert {t.treatment for t in plan.tensors} == {"merged"}
 
 

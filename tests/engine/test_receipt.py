@@ -56,7 +56,8 @@ def test_the_receipt_says_how_the_model_came_about(own_pool: Path, tmp_path: Pat
         target="cy-GB",
     )
     assert record["format"] == "langmerge-receipt/1"
-    assert record["parameters"] == {"density": 0.5, "scale": 1.0, "election": "sum", "scope": "tensor"}
+    defaults = {"scale": 1.0, "election": "sum", "normalize": True, "scope": "tensor"}
+    assert record["parameters"] == {"density": 0.5, **defaults}
     assert record["recipe"]["coefficients"]["values"] == values
     assert record["recipe"]["sources"] == {name: str(own_pool / name) for name in SOURCES}
     assert record["target"] == "cy-GB"

@@ -1,18 +1,20 @@
 """What transformers makes of a merge's output."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from langmerge.engine import make_plan, merge
 from langmerge.errors import PlanError
 from tests.engine.conftest import SOURCES, recipe_of
-from tests.tiny import HEAD, LABELS, label_probabilities, read_raw, write_expert, write_xlm_roberta
+from tests.tiny import HEAD, LABELS, PIECES, label_probabilities, read_raw, write_expert, write_xlm_roberta
 
 
 def loaded(folder: Path) -> Any:
@@ -89,15 +91,28 @@ def test_permuted_label_maps_give_the_same_predictions(
     assert torch.equal(read_raw(mixed)[HEAD], read_raw(plain)[HEAD]) is not moved
 
 
-def test_tokenizers_of_one_size_with_other_pieces(xlm_pool: Path, tmp_path: Path) -> None:
+def test_a_source_with_another_order_of_pieces_gives_the_same_model(xlm_pool: Path, tmp_path: Path) -> None:
+    """▁w3 and ▁w4 change places in one source's tokenizer and embeddings."""
     for name in ("base", *SOURCES):
         shutil.copytree(xlm_pool / name, tmp_path / name)
     file = tmp_path / "fr-FR" / "tokenizer.json"
-    text = file.read_text()
-    assert "▁w3" in text
-    file.write_text(text.replace('▁w3"', '▁x3"'))
-    with pytest.raises(PlanError, match="the tokenizers of fr-FR and the base have different vocabularies"):
-        make_plan(recipe_of(tmp_path))
+    swapped = {"▁w3": "▁w4", "▁w4": "▁w3"}
+    text = re.sub('(?<=")(▁w[34])(?=")', lambda found: swapped[found[1]], file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    tensors = read_raw(tmp_path / "fr-FR")
+    words = "roberta.embeddings.word_embeddings.weight"
+    first = PIECES.index("▁w3")
+    tensors[words][[first, first + 1]] = tensors[words][[first + 1, first]]
+    save_file(tensors, tmp_path / "fr-FR" / "model.safetensors", metadata={"format": "pt"})
+    plain = merge(recipe_of(xlm_pool, method="ties"), tmp_path / "plain")
+    mixed = merge(recipe_of(tmp_path, method="ties"), tmp_path / "mixed")
+    loaded(mixed)
+    for name, one in read_raw(mixed).items():
+        assert torch.equal(one, read_raw(plain)[name]), name
+    assert (mixed / "tokenizer.json").read_bytes() == (xlm_pool / "base" / "tokenizer.json").read_bytes()
+    report = json.loads((mixed / "langmerge.json").read_text())["vocabulary"]["checkpoints"]
+    assert report["fr-FR"]["moved"] == 2
 
 
 def test_the_merge_can_be_merged_again(xlm_pool: Path, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:100]}…"
 
 
+def named(file: Path) -> str:
+    """A file's place on one line."""
+    return str(file) if str(file).isprintable() else repr(str(file))
+
+
 @contextmanager
 def opened_plain(file: Path) -> Iterator[BinaryIO]:
     """An ordinary file, open to be read; nothing waits for a pipe that nobody fills.
@@ -136,11 +141,11 @@ def check_place(folder: Path, file: Path) -> None:
     # realpath ends where links go round in a circle; Path.resolve raises there.
     target = Path(os.path.realpath(file))
     if not target.is_file():
-        raise CheckpointError(f"{shown(str(file))[1:-1]} is no ordinary file")
+        raise CheckpointError(f"{named(file)} is no ordinary file")
     home = Path(os.path.realpath(folder))
     if file.is_symlink() and home not in target.parents and not _is_hub_blob(home, target):
         raise CheckpointError(
-            f"{shown(str(file))[1:-1]} is a link out of its folder, to {target}: "
+            f"{named(file)} is a link out of its folder, to {target}: "
             "copy the file, or name the folder that holds it"
         )
 

@@ -17,7 +17,7 @@ from langmerge.methods.streams import keep_below, source_keys, stream_key
 OWN = frozenset({"linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"})
 """Methods with a kernel of their own; those of `mixing_of` are a linear combination."""
 
-SELECTED = 1 << 22
+SELECTED = 1 << 23
 """Entries up to which a tensor's trim threshold is selected at once; larger ones are counted in passes."""
 
 _SAMPLE = 1 << 20
@@ -25,6 +25,7 @@ _RUN = 1 << 12
 _BUCKET = 15
 _BUCKETS = 1 << 16
 _BRACKET = 8
+_BRACKETS = 128
 
 _Array = np.ndarray[Any, Any]
 
@@ -123,8 +124,10 @@ class CompiledBackend:
         for job in jobs:
             job.inputs.let_go(0, job.inputs.entries)
         share = counts.total()[:, 1:].sum(axis=1) / size
-        low = self._brackets(counts.total(), np.maximum(1, np.round(ranks * share)).astype(np.int64))
-        width = _BRACKET << _BUCKET
+        # Fewer buckets for many sources: their histograms must stay small.
+        wide = max(1, min(_BRACKET, _BRACKETS // n))
+        low = self._brackets(counts.total(), np.maximum(1, np.round(ranks * share)).astype(np.int64), wide)
+        width = wide << _BUCKET
         while True:
             counts = _Counts(self._kernels, low, width, 0)
             yield Pass(everything, counts.work)
@@ -136,17 +139,17 @@ class CompiledBackend:
                 )
             counts = _Counts(self._kernels, whole, 1 << 31, _BUCKET)
             yield Pass(everything, counts.work)
-            low = self._brackets(counts.total(), ranks)
+            low = self._brackets(counts.total(), ranks, wide)
 
     @staticmethod
-    def _brackets(counts: _Array, ranks: _Array) -> _Array:
+    def _brackets(counts: _Array, ranks: _Array, wide: int) -> _Array:
         """For each source, bits around the bucket that holds the rank."""
         from_above = counts[:, :0:-1].cumsum(axis=1)
         buckets = [
             _BUCKETS - 1 - int(np.searchsorted(row, rank))
             for row, rank in zip(from_above, ranks, strict=True)
         ]
-        return np.array([max(0, bucket - _BRACKET // 2) << _BUCKET for bucket in buckets], np.uint32)
+        return np.array([max(0, bucket - wide // 2) << _BUCKET for bucket in buckets], np.uint32)
 
     def operation(self, job: Job) -> "Operation":
         """The kernel's arguments for a tensor whose measures are known."""

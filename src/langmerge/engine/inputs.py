@@ -13,7 +13,7 @@ from langmerge.engine.plan import Plan, Rows, TensorPlan
 STEP = 4 * CHUNK
 """Entries that are merged at once: few enough for a cache, enough to forget what Python takes for each."""
 
-PIECE = 16 * STEP
+PIECE = 4 * STEP
 """Entries that a thread works on before it takes the next piece, and before the pages it has read are let go."""
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]

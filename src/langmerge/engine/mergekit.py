@@ -48,7 +48,8 @@ def plan_mergekit(recipe: MergekitRecipe) -> Plan:
     if faults:
         raise PlanError(faults)
     return Plan(
-        recipe=recipe.model_dump(mode="json", exclude_none=True),
+        # From another folder, too, a receipt must name the same inputs.
+        recipe=recipe.model_dump(mode="json", exclude_none=True) | {"folder": str(recipe.folder.absolute())},
         method=recipe.peer.ours,
         parameters={},
         base=base or _filler(recipe, opened, tensors),
@@ -134,6 +135,7 @@ class _Compiler:
     aligned: Alignment | None
     faults: list[str]
     _said: set[str] = field(default_factory=set)
+    _sizes: dict[str, int | None] = field(default_factory=dict)
 
     def tensors(self, placed: Iterable[Placed]) -> list[TensorPlan]:
         """The plan of every tensor, the dropped ones last."""
@@ -229,7 +231,7 @@ class _Compiler:
             return {}, None
         base = self.recipe.base_of(placed.group)
         everyone = {**infos, base: own} if own and base else dict(infos)
-        sizes = {name: _rows_of(self.opened[name]) for name in everyone}
+        sizes = {name: self._rows_of(name) for name in everyone}
         if not all(
             is_vocabulary_tensor(placed.name, one.shape, sizes[name] or -1) for name, one in everyone.items()
         ):
@@ -242,6 +244,12 @@ class _Compiler:
                 # A model with more rows than the output is cut off: its map is the plain numbers.
                 maps[name] = np.arange(pieces)
         return maps, pieces
+
+    def _rows_of(self, model: str) -> int | None:
+        """Rows of a model's input embeddings; looked for once."""
+        if model not in self._sizes:
+            self._sizes[model] = vocabulary_size({n: i.shape for n, i in self.opened[model].tensors.items()})
+        return self._sizes[model]
 
     def _decided(
         self, blank: TensorPlan, placed: Placed, infos: Mapping[str, TensorInfo]
@@ -300,10 +308,6 @@ class _Compiler:
 
 def _is_output_embedding(name: str) -> bool:
     return name.endswith(("lm_head.weight", "predictions.decoder.weight", "lm_head.decoder.weight"))
-
-
-def _rows_of(checkpoint: Checkpoint) -> int | None:
-    return vocabulary_size({name: info.shape for name, info in checkpoint.tensors.items()})
 
 
 def _promoted(infos: list[TensorInfo]) -> str:

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from langmerge.engine.mergekit import plan_mergekit
 from langmerge.engine.native import plan_recipe
 from langmerge.engine.plan import Plan
+from langmerge.mergekit_recipe import MergekitRecipe, is_mergekit
 from langmerge.recipe import Recipe, read_mapping
 
-AnyRecipe = Recipe
-"""What can be merged: a native recipe."""
+AnyRecipe = Recipe | MergekitRecipe
+"""What can be merged: a native recipe, or one of mergekit's."""
 
 
 def load_recipe(path: Path | str) -> AnyRecipe:
@@ -19,7 +21,7 @@ def load_recipe(path: Path | str) -> AnyRecipe:
         RecipeError: it cannot be read, or breaks a rule.
     """
     path = Path(path)
-    return Recipe.parse(read_mapping(path), folder=path.parent, where=f"recipe {path}")
+    return _parsed(read_mapping(path), folder=path.parent, where=f"recipe {path}")
 
 
 def recipe_of_receipt(record: Mapping[str, Any]) -> AnyRecipe:
@@ -28,7 +30,13 @@ def recipe_of_receipt(record: Mapping[str, Any]) -> AnyRecipe:
     Raises:
         RecipeError: it breaks a rule.
     """
-    return Recipe.parse(dict(record["recipe"]), where="the receipt's recipe")
+    raw = dict(record["recipe"])
+    return _parsed(raw, folder=Path(raw.pop("folder", "")), where="the receipt's recipe")
+
+
+def _parsed(raw: dict[str, Any], *, folder: Path, where: str) -> AnyRecipe:
+    kind: type[Recipe] | type[MergekitRecipe] = MergekitRecipe if is_mergekit(raw) else Recipe
+    return kind.parse(raw, folder=folder, where=where)
 
 
 def make_plan(recipe: AnyRecipe) -> Plan:
@@ -37,4 +45,4 @@ def make_plan(recipe: AnyRecipe) -> Plan:
     Raises:
         PlanError: with every fault found.
     """
-    return plan_recipe(recipe)
+    return plan_mergekit(recipe) if isinstance(recipe, MergekitRecipe) else plan_recipe(recipe)

@@ -1,5 +1,6 @@
 """The stream over tensors: measured in groups, merged in chunks by threads, written as they come."""
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from langmerge.checkpoint import DTYPES, chunk_digests, kept_fingerprint, tensor_digest
-from langmerge.engine.compiled import CompiledBackend
+from langmerge.engine.compiled import SELECTED, CompiledBackend
 from langmerge.engine.inputs import STEP, Span, TensorInputs
 from langmerge.engine.passes import Job, Measuring, collect, non_finite_fault, out_of_range_fault, run_all
 from langmerge.engine.plan import Plan, TensorPlan
@@ -279,13 +280,20 @@ def _keeps_what_agrees(tensor: TensorPlan) -> bool:
 
 
 def _groups(tensors: Sequence[TensorPlan]) -> Iterator[list[TensorPlan]]:
-    """Tensors in order, cut where a group has `GROUP` entries."""
+    """Tensors in order, cut where a group has `GROUP` entries; a large tensor is one by itself.
+
+    What is measured of it may take memory (histograms), and its pieces keep all threads busy.
+    """
     group: list[TensorPlan] = []
     size = 0
     for tensor in tensors:
+        own = math.prod(tensor.shape)
+        if group and (own > SELECTED or size + own > GROUP):
+            yield group
+            group, size = [], 0
         group.append(tensor)
-        size += int(np.prod(tensor.shape, dtype=np.int64))
-        if size >= GROUP:
+        size += own
+        if own > SELECTED:
             yield group
             group, size = [], 0
     if group:

@@ -21,7 +21,7 @@ _COLINEAR = 1e-12
 a cosine that rounding has left outside its range."""
 
 
-_ROUNDING = 0.0
+_ROUNDING = 1e-15
 """What rounding leaves of a squared norm that is 0, when it is computed from dot products of unit vectors."""
 
 

@@ -106,8 +106,6 @@ def pcb(
     """
     require("pcb", ratio=ratio)
     require_weights("pcb", weights.tolist())
-    if base.numel() == 0:
-        return base.clone()
     found = measured(_COMPETITION, base, tuned, weights, ratio=ratio) if known is None else known
     tau = deltas(base, tuned)
     clamped = _clamped(tau, found["bounds"])
@@ -199,8 +197,6 @@ def sce(
     """
     require("sce", topk=topk)
     require_weights("sce", weights.tolist())
-    if base.numel() == 0:
-        return base.clone()
     measures = _selections(topk=topk)
     found = measured(measures, base, tuned, weights, topk=topk) if known is None else known
     delta = _selected(base, tuned, weights, found)

@@ -344,7 +344,7 @@ def _crumbs(
     """δ_i of Breadcrumbs."""
     tau = deltas(base, tuned)
     measures = _windows(density=density)
-    if not measures or not base.numel():
+    if not measures:
         return tau
     found = measured(measures, base, tuned, weights, density=density, gamma=gamma) if known is None else known
     bounds = found["window"].to(tau).reshape(len(tau), 2, *[1] * base.ndim)
