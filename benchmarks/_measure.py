@@ -82,6 +82,7 @@ def run_process(command: Sequence[str], *, log: Path, env: Mapping[str, str], wa
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.kill()
+            process.wait()
             raise
         seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -148,8 +149,16 @@ def floor_seconds(files: Sequence[Path], out: Path, *, threads: int) -> float:
         out: is written, and removed.
         threads: that share the work.
     """
-    size = min(file.stat().st_size for file in files) // 8 * 8
     started = time.perf_counter()
+    read_all_write_one(files, out, threads=threads)
+    seconds = time.perf_counter() - started
+    out.unlink()
+    return seconds
+
+
+def read_all_write_one(files: Sequence[Path], out: Path, *, threads: int) -> None:
+    """Read every input once and write the last one again, up to seven bytes at its end."""
+    size = min(file.stat().st_size for file in files) // 8 * 8
     with ExitStack() as stack:
         maps = [_mapped(file, stack) for file in files]
         target = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -158,9 +167,6 @@ def floor_seconds(files: Sequence[Path], out: Path, *, threads: int) -> float:
         with ThreadPoolExecutor(threads) as pool:
             windows = range(0, size, WINDOW)
             list(pool.map(lambda start: _touch(maps, target, start, min(start + WINDOW, size)), windows))
-    seconds = time.perf_counter() - started
-    out.unlink()
-    return seconds
 
 
 def _mapped(file: Path, stack: ExitStack) -> mmap.mmap:

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +127,7 @@ def _write_weights(family: Family, header: bytes, files: list[Path]) -> None:
         file.with_suffix(".part").rename(file)
 
 
-def _write_tensor(parts: list[IO[bytes]], place: int, entries: int, dtype: str) -> None:
+def _write_tensor(parts: Sequence[IO[bytes]], place: int, entries: int, dtype: str) -> None:
     """Write one tensor of every model; generator i draws the base (0) or the difference of expert i."""
     generators = [np.random.default_rng([1 + i, place]) for i in range(len(parts))]
     for count in _blocks(entries):

@@ -97,6 +97,11 @@ def verdicts(case: Case) -> list[Verdict]:
     memory = case.memory["langmerge"]
     found.append(_memory(case.name, "private", memory.private, PRIVATE))
     found.append(_memory(case.name, "resident", memory.resident, RESIDENT))
+    if peer := case.memory.get("mergekit"):
+        # Pages of mapped inputs, which mergekit keeps and langmerge lets go, are in the first ratio and not in the second.
+        for what in ("private", "anonymous"):
+            ratio = getattr(peer, what) / max(getattr(memory, what), 1)
+            found.append(Verdict(case.name, f"{what}, mergekit / langmerge", f"{ratio:.1f}"))
     if case.agreement is not None:
         found.append(_agreeing(case, case.agreement))
     return found

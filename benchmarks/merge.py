@@ -14,7 +14,7 @@ the first time: hashes of inputs that an earlier merge kept are removed, so it t
 timed ones watches the memory and compares the two outputs.
 
 The third makes models of 1, 2 and 4 GB (more layers), one size at a time, merges them by langmerge alone, shows whether
-memory grows with them, and removes them. 10, 20 and 40 GB of disk are taken, in turn, for five experts, base and output.
+memory grows with them, and removes them: 7, 14 and 28 GB of disk, in turn, for base, five experts and output.
 """
 
 import argparse
@@ -171,15 +171,8 @@ def install_mergekit(work: Path) -> Path:
     lines = CONSTRAINTS.read_text().splitlines()
     torch = next(line for line in lines if line.startswith("torch=="))
     for package in (torch, MERGEKIT):
-        command = [
-            str(folder / "bin" / "python"),
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            package,
-        ]
-        subprocess.run(command, check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", package], check=True)
     return folder / "bin" / "mergekit-yaml"
 
 
@@ -346,6 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
                 json.dumps({"machine": facts, "cases": [asdict(case) for case in cases]}, indent=1) + "\n"
             )
 
+    save([])
     if given.scale:
         methods = [method for family, method in pairs if family.kind == "xlmr"]
         measure_sizes(bench, families[0], methods, given.scale, save, keep=given.keep)

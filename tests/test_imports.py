@@ -2,19 +2,32 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import langmerge
+from tests.tiny import write_raw_pool
 
-HEAVY = "heavy = sorted({'torch', 'transformers'} & set(sys.modules)); print(','.join(heavy))"
+HEAVY = """
+heavy = sorted({'jaxtyping', 'safetensors', 'scipy', 'tokenizers', 'torch', 'transformers'} & set(sys.modules))
+print('loaded', ','.join(heavy))
+"""
 
 
 def loaded_by(statement: str) -> str:
-    code = f"import sys; {statement}\n{HEAVY}"
-    return subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.splitlines()[-1]
+    """The heavy packages that a statement has loaded in a process of its own."""
+    code = f"import sys\n{statement}\n{HEAVY}"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return ran.stdout.splitlines()[-1].removeprefix("loaded").strip()
+
+
+def command(*arguments: object) -> str:
+    """A statement that runs a command line and fails where the command does."""
+    return (
+        f"import langmerge.cli; sys.argv[1:] = {[str(one) for one in arguments]!r}\n"
+        "try: langmerge.cli.main()\nexcept SystemExit as stopped: assert not stopped.code, stopped.code"
+    )
 
 
 def isort_order(name: str) -> tuple[int, str]:
@@ -27,12 +40,42 @@ def test_importing_loads_neither_torch_nor_transformers() -> None:
 
 
 def test_help_loads_neither_torch_nor_transformers() -> None:
-    shown = "import contextlib, langmerge.cli; sys.argv[1:] = ['--help']\nwith contextlib.suppress(SystemExit): langmerge.cli.main()\n"
-    assert loaded_by(shown) == ""
+    assert loaded_by(command("--help")) == ""
 
 
-def test_the_import_tests_can_fail() -> None:
-    assert loaded_by("import langmerge; langmerge.METHODS") == "torch"
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe for two sources; the method follows."""
+    write_raw_pool(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: base\nsources: {de-DE: de-DE, fr-FR: fr-FR}\nmethod: ")
+    return path
+
+
+def with_method(recipe: Path, method: str) -> Path:
+    recipe.write_text(recipe.read_text() + method + "\n")
+    return recipe
+
+
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "model_stock"]
+)
+def test_a_merge_by_kernels_loads_no_torch(recipe: Path, method: str) -> None:
+    pytest.importorskip("langmerge.kernels._compiled")
+    out = recipe.parent / "out"
+    assert loaded_by(command("merge", with_method(recipe, method), out)) == ""
+    assert (out / "langmerge.json").exists()
+
+
+@pytest.mark.parametrize("method", ["ties", "wudi", "della_ties"])
+def test_a_plan_loads_no_torch(recipe: Path, method: str) -> None:
+    assert loaded_by(command("plan", with_method(recipe, method))) == ""
+
+
+def test_the_import_tests_can_fail(recipe: Path) -> None:
+    assert loaded_by("import langmerge; len(langmerge.METHODS)") == ""
+    assert "torch" in loaded_by("import langmerge; langmerge.METHODS['linear']").split(",")
+    assert "torch" in loaded_by(command("merge", with_method(recipe, "wudi"), recipe.parent / "out"))
 
 
 def test_all_is_sorted_and_true() -> None:

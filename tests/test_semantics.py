@@ -14,6 +14,7 @@ from langmerge.errors import PlanError, RecipeError
 from langmerge.evaluate import Evaluator, transfer_matrix
 from langmerge.experiments.candidates import CandidateScorer, candidates
 from langmerge.experiments.grid import MethodChoice
+from langmerge.methods import METHODS, SPECS
 from langmerge.models import load_classifier, new_classifier
 from langmerge.pool import Expert, Pool
 from langmerge.recipe import Recipe
@@ -38,14 +39,41 @@ from tests.tiny import (
 from tests.tiny_encoder import WORDS, write_tiny_encoder
 
 EVERY_METHOD: dict[str, dict[str, Any]] = {
+    "breadcrumbs": {"density": 0.9, "gamma": 0.0},
+    "breadcrumbs_ties": {"density": 0.9, "gamma": 0.0},
+    "consensus": {"k": 1, "lambda_": 0.0},
+    "dare_linear": {"density": 0.9},
     "dare_ties": {"density": 0.9},
+    "della_linear": {"density": 0.9, "epsilon": 0.05},
+    "della_ties": {"density": 0.9, "epsilon": 0.05},
     "directional_consensus": {"alpha": 0.5},
+    "iso_c": {},
+    "iso_cts": {},
+    "karcher": {},
     "linear": {},
+    "multislerp": {},
+    "neuromerging": {"mask": 0.0},
+    "nuslerp": {},
+    "pcb": {"ratio": 1.0},
+    "ram": {},
+    "ramplus": {},
+    "sce": {"topk": 1.0},
     "slerp": {},
     "task_arithmetic": {},
     "ties": {"density": 0.9},
+    "tsv_m": {},
     "wudi": {},
 }
+"""Methods that weigh every source in every tensor."""
+
+OTHERS = {
+    "arcee_fusion": "one source",
+    "layer_swap": "a layer has one source, or the plain mean",
+    "model_stock": "random deltas share no direction: the base stays",
+    "nearswap": "one source",
+    "passthrough": "one source",
+}
+"""The others, and why."""
 
 
 @pytest.fixture
@@ -108,9 +136,13 @@ def test_rule_01_a_head_is_never_differenced_against_one_that_the_base_lacks(roo
     torch.testing.assert_close(found[HEAD], heads.mean(0))
 
 
+def test_rule_02_no_method_is_left_out() -> None:
+    assert {*EVERY_METHOD, *OTHERS} == METHODS.keys()
+
+
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_rule_02_every_source_reaches_every_tensor(root: Path, method: str) -> None:
-    names = SOURCES[:2] if method == "slerp" else SOURCES
+    names = SOURCES[: SPECS[method].sources[1]]
     settings: dict[str, Any] = {
         "method": method,
         "parameters": EVERY_METHOD[method],

@@ -1,5 +1,6 @@
 """Pickled weights: refused unless asked for, and then read without running code."""
 
+import contextlib
 import gc
 import io
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from langmerge.checkpoint import folder_signature, open_checkpoint
+from langmerge.checkpoint import checkpoint_signature, folder_signature, kept_fingerprint, open_checkpoint
 from langmerge.checkpoint.tensors import TORCH_DTYPES
 from langmerge.engine import make_plan, merge
 from langmerge.errors import CheckpointError, PlanError
@@ -51,8 +52,16 @@ def write_pickled(folder: Path, state: Any, *, shards: int = 1, **options: Any) 
     return folder
 
 
-def of_all_dtypes() -> Tensors:
-    some = {name: torch.tensor([[0, 1], [3, 2]]).to(dtype) for name, dtype in TORCH_DTYPES.items()}
+OLD = {"_use_new_zipfile_serialization": False}
+"""How torch wrote before 1.6."""
+
+YOUNGER = ("U64", "U32", "U16", "F8_E4M3", "F8_E5M2")
+"""dtypes that the old files do not know."""
+
+
+def of_all_dtypes(options: dict[str, Any]) -> Tensors:
+    dtypes = {name: dtype for name, dtype in TORCH_DTYPES.items() if not options or name not in YOUNGER}
+    some = {name: torch.tensor([[0, 1], [3, 2]]).to(dtype) for name, dtype in dtypes.items()}
     return some | {
         "scalar": torch.tensor(2.5),
         "none": torch.zeros(0, 3),
@@ -60,10 +69,10 @@ def of_all_dtypes() -> Tensors:
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+@pytest.mark.parametrize("options", [{}, OLD])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_what_was_pickled_is_what_is_read(tmp_path: Path, shards: int, options: dict[str, Any]) -> None:
-    state = of_all_dtypes()
+    state = of_all_dtypes(options)
     folder = write_pickled(tmp_path / "model", state, shards=shards, **options)
     opened = open_checkpoint(folder, pickle=True)
     assert opened.folder == folder
@@ -168,7 +177,7 @@ def as_archive(trap: Trap) -> bytes:
 
 def as_old_file(trap: Trap) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"x": torch.ones(2), "trap": trap}, buffer, _use_new_zipfile_serialization=False)
+    torch.save({"x": torch.ones(2), "trap": trap}, buffer, **OLD)
     return buffer.getvalue()
 
 
@@ -186,7 +195,8 @@ def test_no_code_is_run(tmp_path: Path, form: Callable[[Trap], bytes]) -> None:
     assert len(str(caught.value)) < 500
     assert not mark.exists()
     # The trap works: the same bytes run when they are unpickled in earnest.
-    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    with contextlib.suppress(RuntimeError):
+        torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert mark.exists()
 
 
@@ -232,7 +242,7 @@ def test_anything_but_tensors_is_refused(tmp_path: Path, state: Any, message: st
 def test_what_is_no_pickle_is_one_line(tmp_path: Path, content: bytes) -> None:
     folder = write_pickled(tmp_path / "model", {"x": torch.ones(2)})
     (folder / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match="cannot be loaded as plain tensors|no mapping") as caught:
+    with pytest.raises(CheckpointError, match=r"cannot be loaded as plain tensors|no mapping") as caught:
         open_checkpoint(folder, pickle=True)
     assert str(caught.value).isprintable()
 
@@ -252,7 +262,7 @@ def test_an_archive_cut_short_is_one_line(tmp_path: Path) -> None:
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     folder = write_pickled(tmp_path / "model", {"x": torch.ones(2), "y": torch.ones(2)}, shards=2)
     torch.save({"x": torch.zeros(2)}, folder / "pytorch_model-00002-of-00002.bin")
-    with pytest.raises(CheckpointError, match="tensor 'x' is in .* and in another shard"):
+    with pytest.raises(CheckpointError, match=r"tensor 'x' is in .* and in another shard"):
         open_checkpoint(folder, pickle=True)
 
 
@@ -291,8 +301,6 @@ def test_the_hash_is_that_of_the_same_weights(tmp_path: Path) -> None:
     os.utime(folder / "pytorch_model.bin", (old, old))
     plain = write_raw(tmp_path / "plain", drawn(0))
     (plain / "config.json").write_text("{}")
-    from langmerge.checkpoint import checkpoint_signature, kept_fingerprint
-
     assert checkpoint_signature(open_checkpoint(folder, pickle=True)) == folder_signature(plain)
     assert kept_fingerprint(open_checkpoint(folder, pickle=True))
     torch.save(drawn(1), folder / "pytorch_model.bin")

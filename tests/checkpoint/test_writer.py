@@ -1,10 +1,10 @@
+import errno
 import json
 import os
-import signal
-import stat
-import subprocess
-import sys
-from collections.abc import Iterator
+import random
+import shutil
+import threading
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from langmerge.checkpoint import DTYPES, Slot, check_output, new_folder, open_checkpoint, write_weights
+from langmerge.checkpoint import Slot, WeightWriter, new_folder, open_checkpoint
+from langmerge.checkpoint.tensors import TORCH_DTYPES
 from langmerge.errors import OutputError
 from tests.tiny import read_raw
 
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def mixed() -> dict[str, Tensor]:
     """Tensors of every dtype, a scalar, an empty one and a name that is not ASCII."""
-    some = {f"x.{name}": torch.arange(6).reshape(2, 3).to(dtype) for name, dtype in DTYPES.items()}
-    some["x.BOOL"] = torch.tensor([True, False])
+    some = {f"x.{name}": torch.arange(6).reshape(2, 3).to(dtype) for name, dtype in TORCH_DTYPES.items()}
+    some["x.BOOL"] = torch.tensor([True, False, True])
     return some | {
         "scalar": torch.tensor(1.5),
         "none": torch.zeros(0, 3),
@@ -35,14 +36,19 @@ def slots(tensors: dict[str, Tensor]) -> list[Slot]:
     return [Slot(name, tuple(one.shape), NAMES[one.dtype]) for name, one in tensors.items()]
 
 
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    def bits(one: Tensor) -> bytes:
-        return one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if one.numel() else b""
+def stored(one: Tensor) -> bytes:
+    return one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if one.numel() else b""
 
+
+def write(folder: Path, tensors: dict[str, Tensor], **options: int) -> None:
+    with WeightWriter(folder, slots(tensors), **options) as writer:
+        for name, one in tensors.items():
+            writer.write(name, 0, stored(one))
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
-        one.dtype == second[name].dtype
-        and one.shape == second[name].shape
-        and bits(one) == bits(second[name])
+        (one.dtype, one.shape, stored(one)) == (second[name].dtype, second[name].shape, stored(second[name]))
         for name, one in first.items()
     )
 
@@ -51,7 +57,7 @@ def test_one_file_holds_what_save_file_writes(tmp_path: Path) -> None:
     tensors = mixed()
     save_file(tensors, tmp_path / "theirs.safetensors")
     (tmp_path / "ours").mkdir()
-    write_weights(tmp_path / "ours", slots(tensors), iter(tensors.values()))
+    write(tmp_path / "ours", tensors)
     assert [file.name for file in (tmp_path / "ours").iterdir()] == ["model.safetensors"]
     found = load_file(tmp_path / "ours" / "model.safetensors")
     assert same(found, load_file(tmp_path / "theirs.safetensors"))
@@ -62,8 +68,11 @@ def test_one_file_holds_what_save_file_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_shard", [1, 40, 100, 1000])
 def test_the_size_of_shards_changes_no_tensor(tmp_path: Path, max_shard: int) -> None:
     tensors = mixed()
-    write_weights(tmp_path, slots(tensors), iter(tensors.values()), max_shard=max_shard)
+    write(tmp_path, tensors, max_shard=max_shard)
     assert same(read_raw(tmp_path), tensors)
+    (tmp_path / "config.json").write_text("{}")
+    opened = open_checkpoint(tmp_path)
+    assert same({name: opened.read(name) for name in opened.tensors}, tensors)
     files = sorted(tmp_path.glob("*.safetensors"))
     if max_shard == 1000:
         assert [file.name for file in files] == ["model.safetensors"]
@@ -78,199 +87,156 @@ def test_the_size_of_shards_changes_no_tensor(tmp_path: Path, max_shard: int) ->
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(one.nbytes for one in tensors.values())
     assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
+
+
+def test_every_tensor_begins_where_its_dtype_may(tmp_path: Path) -> None:
+    tensors = mixed()
+    write(tmp_path, tensors)
     (tmp_path / "config.json").write_text("{}")
-    assert open_checkpoint(tmp_path).tensors.keys() == tensors.keys()
+    for info in open_checkpoint(tmp_path).tensors.values():
+        assert info.offset % tensors[info.name].element_size() == 0
 
 
-@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3"])
-def test_the_stored_dtype_is_chosen_at_the_write(tmp_path: Path, dtype: str) -> None:
-    tensor = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    write_weights(tmp_path, [Slot("x", (50,), dtype)], iter([tensor]))
-    assert same(read_raw(tmp_path), {"x": tensor.to(DTYPES[dtype])})
+def test_any_order_of_pieces_from_any_thread_gives_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {name: torch.arange(1000.0) * i for i, name in enumerate("abcd")}
+    for place in ("whole", "pieces"):
+        (tmp_path / place).mkdir()
+    write(tmp_path / "whole", tensors, max_shard=9000)
+    pieces = [(name, start) for name in tensors for start in range(0, 4000, 100)]
+    random.Random(0).shuffle(pieces)
+    with WeightWriter(tmp_path / "pieces", slots(tensors), max_shard=9000) as writer:
+
+        def work(number: int) -> None:
+            for name, start in pieces[number::4]:
+                writer.write(name, start, stored(tensors[name])[start : start + 100])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes()
 
 
-def test_a_view_is_written_as_it_looks(tmp_path: Path) -> None:
-    tensor = torch.arange(6.0).reshape(2, 3).T
-    write_weights(tmp_path, [Slot("x", (3, 2), "F32")], iter([tensor]))
-    assert read_raw(tmp_path)["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
+def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may write less than it is given."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: pwrite(file, data[:7], place))
+    tensors = mixed()
+    write(tmp_path, tensors)
+    assert same(read_raw(tmp_path), tensors)
 
 
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ([(2,)], r"tensor 'b': planned \(3,\), got nothing"),
-        ([(2,), (2,)], r"tensor 'b': planned \(3,\), got \(2,\)"),
-        ([(2,), (3,), (1,)], "more tensors than the 2 planned"),
-    ],
-)
-def test_what_comes_must_be_what_was_planned(
-    tmp_path: Path, shapes: list[tuple[int, ...]], message: str
+@pytest.mark.parametrize(("start", "size"), [(0, 12), (4, 8), (8, 1), (-4, 4)])
+def test_no_tensor_is_written_over_by_its_neighbour(tmp_path: Path, start: int, size: int) -> None:
+    planned = [Slot("a", (2,), "F32"), Slot("b", (2,), "F32")]
+    with pytest.raises(ValueError, match=rf"tensor 'a' has 8 bytes, not {start} \+ {size}"):  # noqa: SIM117
+        with WeightWriter(tmp_path, planned) as writer:
+            writer.write("a", start, bytes(size))
+
+
+def test_what_is_missing_is_found_out_at_the_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="12 of 20 bytes were written"):  # noqa: SIM117
+        with WeightWriter(tmp_path, [Slot("a", (2,), "F32"), Slot("b", (3,), "F32")]) as writer:
+            writer.write("b", 0, bytes(12))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+
+
+@linux
+@pytest.mark.parametrize("fails", [False, True])
+def test_files_are_closed_however_it_ends(tmp_path: Path, fails: bool) -> None:
+    before = open_files()
+    try:
+        with WeightWriter(tmp_path, [Slot(name, (2,), "F32") for name in "ab"], max_shard=8) as writer:
+            assert open_files() == before + 2
+            writer.write("a", 0, bytes(8))
+            if fails:
+                raise RuntimeError
+            writer.write("b", 0, bytes(8))
+    except RuntimeError:
+        assert fails
+    assert open_files() == before
+    assert (tmp_path / "model.safetensors.index.json").exists() is not fails
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_the_space_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2_000_000_000, 0, 399_000_000))
+    planned = [Slot("a", (100_000_000,), "F32")]
+    message = r"the output needs 400.0 MB, the disk has 399.0 MB left: make room, or choose another disk"
+    with pytest.raises(OutputError, match=message), new_folder(tmp_path / "out") as folder:
+        WeightWriter(folder, planned)
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux
+def test_a_disk_that_has_less_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota, or somebody else: space is taken before anything is merged, and given back."""
+    taken = os.posix_fallocate
+    before = open_files()
+
+    def full(file: int, start: int, size: int) -> None:
+        if open_files() > before + 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken(file, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    planned = [Slot(str(i), (2,), "F32") for i in range(9)]
+    message = "output .*/out cannot be written: No space left on device"
+    with pytest.raises(OutputError, match=message), new_folder(tmp_path / "out") as folder:
+        WeightWriter(folder, planned, max_shard=8)
+    assert list(tmp_path.iterdir()) == []
+    assert open_files() == before
+
+
+def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite, left = os.pwrite, [3]
+
+    def full(file: int, data: memoryview, place: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(file, data, place)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    message = "output .*/out cannot be written: No space left on device"
+    with pytest.raises(OutputError, match=message), new_folder(tmp_path / "out") as folder:
+        write(folder, mixed())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_takes_no_space_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    planned = [Slot("a", (2,), "F32"), Slot("b", (3,), "F32")]
-    with pytest.raises(ValueError, match=message):
-        write_weights(tmp_path, planned, (torch.zeros(shape) for shape in shapes))
+    def unable(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
+    write(tmp_path, mixed())
+    assert same(read_raw(tmp_path), mixed())
 
 
-def test_tensors_are_written_as_they_come(tmp_path: Path) -> None:
-    """When the third tensor is asked for, the first two are in their files and no longer needed."""
-    sizes = []
-
-    def stream() -> Iterator[Tensor]:
-        for _ in range(4):
-            sizes.append(sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")))
-            yield torch.zeros(100_000)
-        sizes.append(-1)
-
-    write_weights(tmp_path, [Slot(name, (100_000,), "F32") for name in "abcd"], stream(), max_shard=400_000)
-    assert sizes[2] > 800_000 > sizes[1] > 400_000 > sizes[0]
-    assert sizes[4] == -1, "the stream was not asked to finish"
-
-
-def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with new_folder(out) as folder:
-        (folder / "x").write_text("new")
-        assert not out.exists()
-    assert (out / "x").read_text() == "new"
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_the_folder_has_ordinary_permissions(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "out"):
-        pass
-    (tmp_path / "ordinary").mkdir()
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "ordinary").stat().st_mode
-    )
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, StopIteration])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_an_exception_leaves_nothing(tmp_path: Path, error: type[BaseException], overwrite: bool) -> None:
-    with pytest.raises(error), new_folder(tmp_path / "out", overwrite=overwrite) as folder:  # noqa: PT012
-        (folder / "x").write_text("new")
-        raise error
-    assert list(tmp_path.iterdir()) == []
-
-
-def existing(tmp_path: Path) -> Path:
-    out = tmp_path / "out"
-    (out / "sub").mkdir(parents=True)
-    (out / "sub" / "old").write_text("old")
-    return out
-
-
-def test_what_is_there_stays_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
-    out = existing(tmp_path)
-    entered = False
-    with pytest.raises(OutputError, match=r"output .*/out exists already.*--overwrite"), new_folder(out):
-        entered = True
-    assert not entered
-    assert (out / "sub" / "old").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
-    out = existing(tmp_path)
-    with new_folder(out, overwrite=True) as folder:
-        (folder / "x").write_text("new")
-        assert (out / "sub" / "old").exists()
-    assert [path.name for path in out.iterdir()] == ["x"]
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_an_exception_while_overwriting_leaves_the_old(tmp_path: Path) -> None:
-    out = existing(tmp_path)
-    with pytest.raises(RuntimeError), new_folder(out, overwrite=True):
-        raise RuntimeError
-    assert (out / "sub" / "old").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_a_failed_exchange_brings_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = existing(tmp_path)
-    rename = Path.rename
-    calls = []
-
-    def failing(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OutputError, match="Input/output error"), new_folder(out, overwrite=True):
-        pass
-    assert (out / "sub" / "old").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [out]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from langmerge.checkpoint import Slot, new_folder, write_weights
-import torch
-def stream():
-    yield torch.ones(9)
-    os.kill(os.getpid(), signal.SIGKILL)
-fresh, there = (Path(place) for place in sys.argv[1:])
-with new_folder(fresh), new_folder(there, overwrite=True) as folder:
-    write_weights(folder, [Slot("a", (9,), "F32"), Slot("b", (9,), "F32")], stream())
-"""
-
-
-def test_a_killed_process_leaves_no_output(tmp_path: Path) -> None:
-    fresh, there = tmp_path / "fresh", existing(tmp_path)
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(fresh), str(there)], check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert not fresh.exists()
-    assert [path.name for path in there.iterdir()] == ["sub"]
-    # What the killed run left behind is hidden, and does not stand in the way of the next.
-    left = [path.name for path in tmp_path.iterdir() if path != there]
-    assert len(left) == 2
-    assert all(name.startswith((".fresh.", ".out.")) for name in left)
-    for out in (fresh, there):
-        with new_folder(out, overwrite=True) as folder:
-            (folder / "x").write_text("new")
-        assert [path.name for path in out.iterdir()] == ["x"]
-
-
-def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out"):
-        with pytest.raises(OutputError, match=r"cannot be written: .*/file is not a folder") as caught:
-            check_output(out)
-        assert "\n" not in str(caught.value)
-        with pytest.raises(OutputError, match="cannot be written"), new_folder(out):
-            pass
-
-
-def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"exists already|is a file"):
-            check_output(tmp_path / "out", overwrite=overwrite)
-
-
-def test_a_link_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "there")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("link", "dangling"):
-        for overwrite in (False, True):
-            with pytest.raises(OutputError, match=r"exists already|a link"):
-                check_output(tmp_path / name, overwrite=overwrite)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_cannot_be_written(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="not a folder one may write to"):
-        check_output(tmp_path / "out")
-
-
-def test_trouble_with_the_disk_is_an_output_error(tmp_path: Path) -> None:
-    message = r"output .*/out cannot be written: No space left on device"
-    with pytest.raises(OutputError, match=message), new_folder(tmp_path / "out"):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
+def test_a_small_disk(small_disk: Path) -> None:
+    """A real one of 1 MB: what is too large is refused, leaves nothing, and what fits is written."""
+    large = [Slot("a", (1 << 19,), "F32")]
+    with pytest.raises(OutputError, match=r"needs 2\.1 MB, the disk has 1\.0 MB left"):  # noqa: SIM117
+        with new_folder(small_disk / "out") as folder:
+            WeightWriter(folder, large)
+    (small_disk / "filler").write_bytes(bytes(900_000))
+    with pytest.raises(OutputError, match=r"out cannot be written: No space left on device|disk has"):  # noqa: SIM117
+        with new_folder(small_disk / "out") as folder:
+            (folder / "x").write_bytes(bytes(200_000))
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    with new_folder(small_disk / "out") as folder:
+        write(folder, mixed())
+    assert same(read_raw(small_disk / "out"), mixed())

@@ -115,7 +115,9 @@ def in_memory(recipe: Recipe) -> Tensors:
             merged[tensor] = METHODS["linear"](own, stacked, shared, normalize=False)
             continue
         method = METHODS[recipe.method]
-        more = {"key": tensor, "sources": names, "block": block_of(tensor), "blocks": 2}
+        outside = -1 if group_of(tensor) == "embeddings" else 2
+        block = block_of(tensor)
+        more = {"key": tensor, "sources": names, "block": outside if block is None else block, "blocks": 2}
         more |= ({"normalize": False} if ahead else {}) | ({"known": known} if known else {})
         taken = {key: one for key, one in more.items() if key in inspect.signature(method).parameters}
         used = shared if ahead else torch.tensor(weights)

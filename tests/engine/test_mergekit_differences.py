@@ -89,6 +89,48 @@ def test_rows_without_a_piece_stay(models: Path, tmp_path: Path) -> None:
     assert torch.equal(found["lm_head.weight"][-4:], found["lm_head.weight"][:4])
 
 
+@pytest.mark.parametrize("others", [("wide",), ("wide", "llama/other")])
+def test_more_rows_than_the_vocabulary_of_the_output_are_cut_off(
+    models: Path, tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    arrays = read_arrays(models / "llama" / "a")
+    wide = {n: np.concatenate([a, a[:4]]) if len(a) == len(PIECES_OF_BASE) else a for n, a in arrays.items()}
+    write_model(models / "wide", wide, causal_config("llama", 2, pieces=len(PIECES_OF_BASE) + 4))
+    weight = [{"filter": "embed", "value": 0.0}, {"value": 1}]
+    raw = linear("llama/a", *others, tokenizer_source="llama/a")
+    raw["models"][0]["parameters"] = {"weight": 1.0}
+    raw["models"][-1]["parameters"] = {"weight": weight if len(others) > 1 else 1.0}
+    found = run(models, raw, tmp_path / "out")["model.embed_tokens.weight"]
+    assert torch.equal(found, torch.from_numpy(arrays["model.embed_tokens.weight"]))
+
+
+def test_the_size_of_the_vocabulary_is_that_of_the_output(models: Path, tmp_path: Path) -> None:
+    arrays = read_arrays(models / "llama" / "b")
+    wide = {n: np.concatenate([a, a[:4]]) if len(a) == len(PIECES_OF_BASE) else a for n, a in arrays.items()}
+    write_model(models / "wide-base", wide, causal_config("llama", 2, pieces=len(PIECES_OF_BASE) + 4))
+    raw = linear("llama/a", base_model="wide-base", tokenizer_source="llama/a")
+    assert len(run(models, raw, tmp_path / "out")["lm_head.weight"]) == len(PIECES_OF_BASE)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == len(PIECES_OF_BASE)
+
+
+@pytest.mark.parametrize("source", ["llama/other", "union"])
+def test_no_file_of_another_vocabulary_comes_along(models: Path, tmp_path: Path, source: str) -> None:
+    folder = write_model(models / "spiece", read_arrays(models / "llama" / "a"), causal_config("llama", 2))
+    (folder / "tokenizer.model").write_bytes(b"its own pieces")
+    raw = linear("llama/other", base_model="spiece", tokenizer_source=source)
+    run(models, raw, tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
+    run(models, linear("spiece", "llama/b"), tmp_path / "same")
+    assert (tmp_path / "same" / "tokenizer.model").exists()
+
+
+def test_models_of_different_dtypes_are_stored_in_one_that_holds_both(models: Path, tmp_path: Path) -> None:
+    write_model(models / "half", read_arrays(models / "llama" / "b"), causal_config("llama", 2), dtype="BF16")
+    for number, names in enumerate((("llama/a", "half"), ("half", "llama/a"))):
+        found = run(models, linear(*names), tmp_path / str(number))
+        assert {one.dtype for one in found.values()} == {torch.float32}
+
+
 def test_no_tokenizer_is_made_up(models: Path, tmp_path: Path) -> None:
     for name in "ab":
         folder = write_model(models / f"bare-{name}", read_arrays(models / "xlmr" / name), xlmr_config())

@@ -165,11 +165,7 @@ def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise OutputError(f"output {out} cannot be written: {reason(error)}") from error
     try:
         yield work.new
-        check_output(out, overwrite=overwrite)
-        if overwrite and out.exists():
-            _replace(out, work)
-        elif not _rename2(work.new, out, _NOREPLACE):
-            work.new.rename(out)
+        _appear(out, work, overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"output {out} cannot be written: {reason(error)}") from error
     finally:
@@ -180,6 +176,18 @@ def _put_back(out: Path, leftover: Workplace) -> None:
     """A run that was killed between the two renames of `_replace` has left no output, only the old one."""
     if leftover.old.exists() and not os.path.lexists(out):
         leftover.old.rename(out)
+
+
+def _appear(out: Path, work: Workplace, *, overwrite: bool) -> None:
+    """Give the new folder its name."""
+    check_output(out, overwrite=overwrite)
+    try:
+        if not _rename2(work.new, out, _NOREPLACE):
+            work.new.rename(out)
+    except OSError as error:
+        if not overwrite or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        _replace(out, work)
 
 
 def _replace(out: Path, work: Workplace) -> None:

@@ -143,7 +143,7 @@ class WeightWriter:
 def _check_space(folder: Path, total: int) -> None:
     if (free := shutil.disk_usage(folder).free) < total:
         raise OutputError(
-            f"the output needs {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left: "
+            f"the output needs {total / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left: "
             "make room, or choose another disk"
         )
 

@@ -48,7 +48,7 @@ class CompiledBackend:
         about_base = self._about_base(tensor)
         return by_kernel and dtypes <= DTYPE_CODES.keys() and (tensor.base is not None or not about_base)
 
-    def sees(self, tensor: TensorPlan) -> str:
+    def sees(self, tensor: TensorPlan) -> str:  # noqa: ARG002
         """Every kernel works entry by entry."""
         return "entry"
 

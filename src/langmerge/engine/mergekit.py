@@ -227,7 +227,7 @@ class _Compiler:
         """Row maps by model; the last is the number of rows where pieces were aligned."""
         if is_label_row(placed.name):
             return {name: order for name, order in self.orders.items() if name in infos}, None
-        if self.aligned is None or not self.aligned.rows:
+        if self.aligned is None:
             return {}, None
         base = self.recipe.base_of(placed.group)
         everyone = {**infos, base: own} if own and base else dict(infos)
@@ -243,7 +243,7 @@ class _Compiler:
             elif info.shape[0] != pieces:
                 # A model with more rows than the output is cut off: its map is the plain numbers.
                 maps[name] = np.arange(pieces)
-        return maps, pieces
+        return maps, pieces if maps else None
 
     def _rows_of(self, model: str) -> int | None:
         """Rows of a model's input embeddings; looked for once."""

@@ -74,8 +74,9 @@ def companions_of(
     first = recipe.tokenizer_reference or donor
     folders = [opened[name].folder for name in (first, donor, *opened) if name in opened]
     try:
-        if aligned is not None and aligned.rows:
+        if aligned is not None:
             config |= _renumbered("config.json", opened[donor], donor, aligned)
+        if aligned is not None and aligned.rows:
             files |= _tokenizer_files(recipe, opened, first, donor, aligned)
             # The files of another model would contradict these.
             folders = [opened[first].folder] if recipe.tokenizer_source != UNION else []

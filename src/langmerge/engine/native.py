@@ -10,6 +10,7 @@ import numpy as np
 
 from langmerge.checkpoint import Checkpoint, TensorInfo, label_names, open_checkpoint
 from langmerge.coefficients import block_of, group_of
+from langmerge.engine.compiled import OWN
 from langmerge.engine.faults import (
     coefficient_faults,
     label_row_faults,
@@ -25,6 +26,7 @@ from langmerge.engine.vocabulary import Alignment, align, is_vocabulary_tensor, 
 from langmerge.engine.vocabulary_rows import renumbered
 from langmerge.errors import CheckpointError, MethodError, PlanError
 from langmerge.methods import checked_parameters, spec_of
+from langmerge.methods.mixing import mixing_of
 from langmerge.recipe import Recipe
 
 BASE = "the base"
@@ -53,6 +55,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
     aligned = _alignment(base, in_base, sources, faults)
     planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, faults)
     tensors = planner.tensors()
+    if not faults:
+        _trial_faults(planner, faults)
     label_row_faults(tensors, labels, faults)
     coefficient_faults(recipe.weights, first, tensors, faults)
     layer_faults(recipe.blocks, first, faults)
@@ -123,6 +127,21 @@ def _method_faults(recipe: Recipe, faults: list[str]) -> dict[str, Any]:
     parameters = checked_parameters(recipe.method, recipe.parameters, sources=n)
     weight_faults(recipe.method, parameters, recipe.weights, tuple(recipe.sources), faults)
     return _in_order(recipe, parameters)
+
+
+def _trial_faults(planner: "_Planner", faults: list[str]) -> None:
+    """What a method says of its parameters together: found by a trial, where the method needs torch in any case."""
+    method, parameters = planner.recipe.method, planner.parameters
+    if not parameters or method in OWN or mixing_of(method, parameters):
+        return
+    from langmerge.engine.reference import trial
+
+    for row in planner.recipe.weights.values.values():
+        try:
+            trial(method, parameters, [row[source] for source in planner.sources], blocks=planner.blocks)
+        except MethodError as error:
+            if str(error) not in faults:
+                faults.append(str(error))
 
 
 def _in_order(recipe: Recipe, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,9 +365,16 @@ class _Planner:
             method=recipe.method,
             parameters=parameters,
             weights=weights,
-            block=block_of(name),
+            block=self._block(name),
             blocks=self.blocks,
         )
+
+    def _block(self, name: str) -> int | None:
+        """The tensor's layer; embeddings lie before the first, what follows the last (norm, head) behind it."""
+        own = block_of(name)
+        if own is not None or self.blocks is None:
+            return own
+        return -1 if group_of(name) == "embeddings" else self.blocks
 
     def _by(self, blank: TensorPlan, said: str, reason: str) -> TensorPlan:
         if said == "base":

@@ -35,7 +35,8 @@ class TensorPlan:
         rows: row maps of the sources whose rows stand in another order than the output's: labels or vocabulary pieces.
         base_rows: the same of the base.
         label_rows: whether its rows are labels.
-        block: number of its layer in the output, None outside the layers.
+        block: number of its layer in the output; −1 for embeddings, `blocks` for what follows the last layer, None in a
+            model without layers.
         blocks: number of layers of the output.
     """
 

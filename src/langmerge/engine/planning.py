@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from langmerge.engine.mergekit import plan_mergekit
 from langmerge.engine.native import plan_recipe
 from langmerge.engine.plan import Plan
-from langmerge.mergekit_recipe import MergekitRecipe, is_mergekit
 from langmerge.recipe import Recipe, read_mapping
 
-AnyRecipe = Recipe | MergekitRecipe
+# What reads and plans mergekit's recipes is loaded for one of them only.
+if TYPE_CHECKING:
+    from langmerge.mergekit_recipe import MergekitRecipe
+
+AnyRecipe: TypeAlias = "Recipe | MergekitRecipe"
 """What can be merged: a native recipe, or one of mergekit's."""
 
 
@@ -35,8 +37,11 @@ def recipe_of_receipt(record: Mapping[str, Any]) -> AnyRecipe:
 
 
 def _parsed(raw: dict[str, Any], *, folder: Path, where: str) -> AnyRecipe:
-    kind: type[Recipe] | type[MergekitRecipe] = MergekitRecipe if is_mergekit(raw) else Recipe
-    return kind.parse(raw, folder=folder, where=where)
+    if "merge_method" not in raw:
+        return Recipe.parse(raw, folder=folder, where=where)
+    from langmerge.mergekit_recipe import MergekitRecipe
+
+    return MergekitRecipe.parse(raw, folder=folder, where=where)
 
 
 def make_plan(recipe: AnyRecipe) -> Plan:
@@ -45,4 +50,8 @@ def make_plan(recipe: AnyRecipe) -> Plan:
     Raises:
         PlanError: with every fault found.
     """
-    return plan_mergekit(recipe) if isinstance(recipe, MergekitRecipe) else plan_recipe(recipe)
+    if isinstance(recipe, Recipe):
+        return plan_recipe(recipe)
+    from langmerge.engine.mergekit import plan_mergekit
+
+    return plan_mergekit(recipe)

@@ -1,7 +1,8 @@
 """Merging by the torch functions of `langmerge.methods`: every method, on any device, chunk by chunk."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,6 @@ class TorchBackend:
     def __init__(self, device: str = "cpu") -> None:
         self._device = torch.device(device)
 
-    def handles(self, tensor: TensorPlan) -> bool:
-        """Everything."""
-        return True
-
     def sees(self, tensor: TensorPlan) -> str:
         """What the method must have in sight at once."""
         return sees_of(tensor.method, tensor.parameters)
@@ -49,18 +46,28 @@ class TorchBackend:
         known: dict[str, Any] = {}
         for measure in measures:
             for one in measure.passes:
-
-                def work(job: Job, start: int, stop: int, part: Any = one.part) -> Tensor:
-                    total: Any = 0
-                    for first, last in job.inputs.chunks(start, stop, sees=sees):
-                        total = total + part(*self._given(job, *job.inputs.spans(first, last)), known, **own)
-                    job.inputs.let_go(start, stop)
-                    return torch.as_tensor(total)
-
+                work = partial(self._part, part=one.part, known=dict(known), own=own)
                 parts = yield Pass(pieces, work)
                 known |= one.settle(sum(parts[1:], parts[0]), known, size, **own)
         for job in jobs:
             job.known.update(known)
+
+    def _part(
+        self,
+        job: Job,
+        start: int,
+        stop: int,
+        *,
+        part: Callable[..., Tensor],
+        known: dict[str, Any],
+        own: dict[str, Any],
+    ) -> Tensor:
+        """One pass over one piece, added up."""
+        total: Any = 0
+        for first, last in job.inputs.chunks(start, stop, sees=self.sees(job.inputs.tensor)):
+            total = total + part(*self._given(job, *job.inputs.spans(first, last)), known, **own)
+        job.inputs.let_go(start, stop)
+        return torch.as_tensor(total)
 
     def operation(self, job: Job) -> "TorchOperation":
         """The function's arguments for a tensor whose measures are known."""
@@ -130,6 +137,26 @@ def _stored(result: Tensor, dtype: str) -> np.ndarray[Any, Any]:
         with np.errstate(over="ignore", invalid="ignore"):
             return flat.to(torch.float32).numpy().astype(DTYPES[dtype]).view(np.uint8)
     return flat.to(TORCH_DTYPES[dtype]).view(torch.uint8).numpy()
+
+
+def trial(
+    method: str, parameters: Mapping[str, Any], weights: Sequence[float], *, blocks: int | None
+) -> None:
+    """Merge two tiny matrices: a method says here what is wrong with its parameters together.
+
+    Raises:
+        MethodError: they cannot be used.
+    """
+    supplied = {"block": 0 if blocks else None, "blocks": blocks}
+    taken = inspect.signature(METHODS[method]).parameters
+    tuned = torch.arange(4.0 * len(weights)).reshape(-1, 2, 2) + 1
+    METHODS[method](
+        torch.zeros(2, 2),
+        tuned,
+        torch.tensor(weights, dtype=torch.float32),
+        **{key: value for key, value in supplied.items() if key in taken},
+        **{key: value for key, value in parameters.items() if key != "scope"},
+    )
 
 
 def _squared(delta: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ class Stream:
         kernels = compiled_kernels()
         self._compiled = CompiledBackend(kernels) if kernels is not None and self.device == "cpu" else None
         self._torch: Backend | None = None
+        self._own = threading.local()
         self._hashed = {c.folder for c in self.plan.checkpoints if kept_fingerprint(c) is None}
 
     def run(
@@ -183,7 +185,7 @@ class Stream:
         """Merge one piece, chunk by chunk."""
         tensor, inputs = job.inputs.tensor, job.inputs
         width = DTYPES[tensor.dtype].itemsize
-        out = bytearray(min(inputs.step(sees), max(1, inputs.entries)) * width)
+        out = self._space(min(inputs.step(sees), max(1, inputs.entries)) * width)
         total = np.zeros(len(tensor.sources) + 1)
         hashing = self._to_hash(job) if inputs.step(sees) == STEP and not tensor.gathered else []
         digests: list[list[bytes]] = [[] for _ in hashing]
@@ -193,7 +195,12 @@ class Stream:
             if not finite:
                 raise non_finite_fault(job)
             raw = memoryview(out)[: (stop - start) * width]
-            if base is not None and not squares[:-1].any() and _keeps_what_agrees(tensor):
+            if (
+                base is not None
+                and squares[0] == 0.0
+                and not squares[:-1].any()
+                and _keeps_what_agrees(tensor)
+            ):
                 raw = encoded(base, tensor.dtype)
                 squares[-1] = 0.0
             if _is_out_of_range(raw, tensor.dtype):
@@ -205,6 +212,13 @@ class Stream:
                 own += chunk_digests(spans[which].stored())
         inputs.let_go(*piece)
         return total, digests
+
+    def _space(self, size: int) -> bytearray:
+        """Room for a step's result, of this thread's own: fresh memory would be zeroed and faulted in each time."""
+        found: bytearray | None = getattr(self._own, "space", None)
+        if found is None or len(found) < size:
+            found = self._own.space = bytearray(size)
+        return found
 
     def _to_hash(self, job: Job) -> list[int]:
         """Which of the inputs (the base last) belong to a checkpoint whose hash is not known yet."""

@@ -17,6 +17,10 @@
 #define trim NAME(trim)
 #define drop NAME(drop)
 #define rows_of NAME(rows_of)
+#define squared_distance NAME(squared_distance)
+#define add_row NAME(add_row)
+#define sparse_row NAME(sparse_row)
+#define merge_sources NAME(merge_sources)
 #define Lanes NAME(Lanes)
 #define Masks NAME(Masks)
 #define Doubles NAME(Doubles)
@@ -266,56 +270,101 @@ INLINE const float *rows_of(float *restrict space, const char *from, int dtype, 
     return space;
 }
 
+/* ‖x − b‖², as squared_norm gives it, without writing the difference down. */
+INLINE double squared_distance(const float *restrict x, const float *restrict b, Py_ssize_t n)
+{
+    float row[BLOCK];
+    for (Py_ssize_t i = 0; i < n; i++) row[i] = x[i] - b[i];
+    return squared_norm(row, n);
+}
+
+/* merged += w x, or w (x − b) about the base; returns ‖x − b‖². One pass over the registers' worth. */
+INLINE double add_row(float *restrict merged, const float *restrict x, const float *restrict b, float w,
+                      int about_base, Py_ssize_t n)
+{
+    const Lanes weight = all_lanes(w);
+    Lanes sum[PARTS] = {0};
+    float lane[LANES];
+    double total = 0;
+    Py_ssize_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int p = 0; p < PARTS; p++) {
+            const Py_ssize_t at = i + p * WIDE;
+            const Lanes v = lanes_at(x + at), d = v - lanes_at(b + at);
+            const Lanes m = lanes_at(merged + at) + weight * (about_base ? d : v);
+            sum[p] += d * d;
+            memcpy(merged + at, &m, sizeof m);
+        }
+    memcpy(lane, sum, sizeof lane);
+    for (int k = 0; k < LANES; k++) total += (double)lane[k];
+    for (; i < n; i++) {
+        const float d = x[i] - b[i];
+        merged[i] = merged[i] + w * (about_base ? d : x[i]);
+        total += (double)d * (double)d;
+    }
+    return isfinite(total) && total != 0 ? total : squared_distance(x, b, n);
+}
+
+/* δ_s of one source, by what the operation drops. */
+INLINE void sparse_row(const Chunk *c, float *restrict delta, const float *restrict tau, Py_ssize_t s,
+                       Py_ssize_t start, Py_ssize_t n)
+{
+    if (c->op == TIES)
+        trim(delta, tau, c->bounds[s], n);
+    else
+        drop(delta, tau, c->streams[2 * s], c->streams[2 * s + 1], c->bounds[s], c->offset + (uint64_t)start, n);
+}
+
+/* The sources of one block into `merged`. */
+INLINE void merge_sources(const Chunk *c, float *restrict tau, float *restrict delta, const float *restrict base,
+                          float *restrict merged, Py_ssize_t start, Py_ssize_t n)
+{
+    float space[BLOCK];
+    memset(merged, 0, sizeof(float) * BLOCK);
+    for (Py_ssize_t s = 0; s < c->sources; s++) {
+        const float *x = rows_of(space, c->from[s] + start * WIDTH[c->dtype[s]], c->dtype[s], n);
+        float *restrict row = tau + s * BLOCK, *restrict own = delta + s * BLOCK;
+        const float w = c->weights[s];
+        if (c->op == COMBINE && c->base) {
+            c->squares[s] += add_row(merged, x, base, w, c->about_base, n);
+        } else if (c->op == COMBINE) {
+            for (Py_ssize_t i = 0; i < n; i++) merged[i] = merged[i] + w * x[i];
+        } else {
+            for (Py_ssize_t i = 0; i < n; i++) row[i] = x[i] - base[i];
+            c->squares[s] += squared_norm(row, n);
+            sparse_row(c, own, row, s, start, n);
+            for (Py_ssize_t i = 0; c->op == DARE && i < n; i++) merged[i] = merged[i] + w * own[i];
+        }
+    }
+    if (c->op == TIES) elect(c, delta, delta, merged, n);
+    if (c->op == DARE_TIES) elect(c, delta, tau, merged, n);
+}
+
 static int NAME(merge_blocks)(Chunk *c)
 {
     const Py_ssize_t N = c->sources;
-    const int dare = c->op == DARE || c->op == DARE_TIES, two = c->op != COMBINE;
-    float *tau = calloc((size_t)(N * (two ? 2 : 1)) * BLOCK, sizeof(float));
+    float *tau = calloc(c->op == COMBINE ? 1 : (size_t)N * 2 * BLOCK, sizeof(float));
     if (!tau) return -1;
-    float *delta = tau + N * BLOCK, base_space[BLOCK], space[BLOCK], merged[BLOCK], result[BLOCK];
+    float *delta = c->op == COMBINE ? tau : tau + N * BLOCK, base_space[BLOCK], merged[BLOCK], result_space[BLOCK];
     const float *base = base_space;
     memset(c->squares, 0, sizeof(double) * (size_t)(N + 1));
     c->finite = 1;
     for (Py_ssize_t start = 0; start < c->entries; start += BLOCK) {
         const Py_ssize_t n = c->entries - start < BLOCK ? c->entries - start : BLOCK;
+        char *out = c->out ? c->out + start * WIDTH[c->out_dtype] : NULL;
+        const int direct = out && c->out_dtype == F32 && ((uintptr_t)out & 3) == 0;
+        float *restrict result = direct ? (float *)(void *)out : result_space;
         if (c->base) base = rows_of(base_space, c->base + start * WIDTH[c->base_dtype], c->base_dtype, n);
-        memset(merged, 0, sizeof merged);
-        for (Py_ssize_t s = 0; s < N; s++) {
-            const float *x = rows_of(space, c->from[s] + start * WIDTH[c->dtype[s]], c->dtype[s], n);
-            float *restrict row = tau + s * BLOCK;
-            const float w = c->weights[s];
-            if (!c->base) {
-                for (Py_ssize_t i = 0; i < n; i++) merged[i] = merged[i] + w * x[i];
-                continue;
-            }
-            for (Py_ssize_t i = 0; i < n; i++) row[i] = x[i] - base[i];
-            c->squares[s] += squared_norm(row, n);
-            if (c->op == COMBINE && c->about_base)
-                for (Py_ssize_t i = 0; i < n; i++) merged[i] = merged[i] + w * row[i];
-            else if (c->op == COMBINE)
-                for (Py_ssize_t i = 0; i < n; i++) merged[i] = merged[i] + w * x[i];
-            else if (c->op == TIES)
-                trim(delta + s * BLOCK, row, c->bounds[s], n);
-            else if (dare)
-                drop(delta + s * BLOCK, row, c->streams[2 * s], c->streams[2 * s + 1], c->bounds[s],
-                     c->offset + (uint64_t)start, n);
-            if (c->op == DARE)
-                for (Py_ssize_t i = 0; i < n; i++) merged[i] = merged[i] + w * delta[s * BLOCK + i];
-        }
-        if (c->op == TIES)
-            elect(c, delta, delta, merged, n);
-        else if (c->op == DARE_TIES)
-            elect(c, delta, tau, merged, n);
+        merge_sources(c, tau, delta, base, merged, start, n);
         if (c->about_base)
             for (Py_ssize_t i = 0; i < n; i++) result[i] = base[i] + c->scale * merged[i];
         else
-            memcpy(result, merged, sizeof result);
-        if (c->base) {
-            for (Py_ssize_t i = 0; i < n; i++) merged[i] = result[i] - base[i];
-            c->squares[N] += squared_norm(merged, n);
-        } else if (!all_finite(result, n)) /* NaN and infinity in a source come through, whatever its weight */
+            memcpy(result, merged, sizeof(float) * (size_t)n);
+        if (c->base)
+            c->squares[N] += squared_distance(result, base, n);
+        else if (!all_finite(result, n)) /* NaN and infinity in a source come through, whatever its weight */
             c->finite = 0;
-        if (c->out) store(c->out + start * WIDTH[c->out_dtype], result, c->out_dtype, n);
+        if (out && !direct) store(out, result, c->out_dtype, n);
     }
     for (Py_ssize_t s = 0; c->base && s <= N; s++) c->finite &= isfinite(c->squares[s]) != 0;
     free(tau);
@@ -450,6 +499,10 @@ static int NAME(select_blocks)(Chunk *c, const int64_t *rank, float *out, uint32
 #undef trim
 #undef drop
 #undef rows_of
+#undef squared_distance
+#undef add_row
+#undef sparse_row
+#undef merge_sources
 #undef Lanes
 #undef Masks
 #undef Doubles

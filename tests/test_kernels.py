@@ -1,0 +1,465 @@
+"""The compiled kernels by themselves: numbers in, numbers out; wrong arguments are refused."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langmerge.errors import InputError
+from langmerge.kernels import CHOICE, DTYPE_CODES, OPERATIONS, compiled_kernels
+
+compiled = pytest.importorskip("langmerge.kernels._compiled")
+
+Array = np.ndarray[Any, Any]
+
+NUMPY = {
+    "F32": np.float32,
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
+    "F64": np.float64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+TORCH = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+BITS = {"F32": np.uint32, "BF16": np.uint16, "F16": np.uint16, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8}
+SETS = ("plain", "avx2", "avx512")
+
+
+@pytest.fixture(params=SETS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The kernels in each instruction set that this machine has."""
+    before = compiled.instructions()
+    try:
+        compiled.instructions(request.param)
+    except ValueError:
+        pytest.skip(f"this machine has no {request.param}")
+    yield compiled
+    compiled.instructions(before)
+
+
+def triple(array: Array) -> tuple[Array, int, int]:
+    code = next(DTYPE_CODES[name] for name, dtype in NUMPY.items() if array.dtype == dtype)
+    return array.view(np.uint8), 0, code
+
+
+def merged(
+    sources: list[Array],
+    base: Array | None = None,
+    *,
+    op: str = "combine",
+    weights: tuple[float, ...] = (1.0,),
+    bounds: Array | None = None,
+    streams: Array | None = None,
+    count: bool = False,
+    normalize: bool = True,
+    start: int = 0,
+    scale: float = 1.0,
+    out: str = "F32",
+    about_base: bool | None = None,
+) -> tuple[bool, Array, Array]:
+    """Whether all is finite, the result and the squared norms."""
+    entries, n = len(sources[0]), len(sources)
+    result, squares = np.zeros(entries, NUMPY[out]), np.full(n + 1, np.nan)
+    finite = compiled.merge(
+        entries,
+        tuple(map(triple, sources)),
+        None if base is None else triple(base),
+        OPERATIONS[op],
+        base is not None if about_base is None else about_base,
+        count,
+        normalize,
+        np.array(weights, np.float32),
+        bounds,
+        streams,
+        start,
+        scale,
+        triple(result),
+        squares,
+    )
+    return finite, result, squares
+
+
+def same_bits(found: Array, expected: Array) -> None:
+    """Equal bit for bit; any NaN is as good as another."""
+    assert found.dtype == expected.dtype
+    nan = np.isnan(expected.astype(np.float32))
+    np.testing.assert_array_equal(np.isnan(found.astype(np.float32)), nan)
+    raw = BITS[next(name for name, dtype in NUMPY.items() if dtype == found.dtype)]
+    np.testing.assert_array_equal(found[~nan].view(raw), expected[~nan].view(raw))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])
+def test_every_pattern_is_read_as_torch_reads_it(kernels: ModuleType, dtype: str) -> None:
+    patterns = np.arange(1 << (8 * np.dtype(BITS[dtype]).itemsize), dtype=BITS[dtype])
+    _, found, _ = merged([patterns.view(NUMPY[dtype])])
+    # 0 + 1 · x: the sum begins at +0.
+    expected = torch.from_numpy(patterns).view(TORCH[dtype]).float() + 0.0
+    same_bits(found, expected.numpy())
+
+
+def around(values: Array) -> Array:
+    """Numbers, the middles between neighbours, and what lies just beside both, with either sign, as float32."""
+    with np.errstate(all="ignore"):
+        wide = np.unique(np.abs(values.astype(np.float64)))
+        wide = wide[np.isfinite(wide)]
+        steps = np.append(wide, 2 * wide[-1] - wide[-2])
+        points = np.concatenate([wide, (steps[:-1] + steps[1:]) / 2]).astype(np.float32)
+        beside = [np.nextafter(points, np.float32(end)) for end in (0, np.inf)]
+    points = np.concatenate([points, *beside])
+    return np.concatenate([points, -points])
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])
+def test_rounding_is_torchs(kernels: ModuleType, dtype: str) -> None:
+    """To nearest, ties to even: normal and subnormal numbers, zeros of both signs, what is too large."""
+    patterns = np.arange(1 << (8 * np.dtype(BITS[dtype]).itemsize), dtype=BITS[dtype])
+    anything = np.random.default_rng(0).integers(0, 1 << 32, 100_000, np.uint32).view(np.float32)
+    values = np.concatenate([around(patterns.view(NUMPY[dtype])), anything[np.isfinite(anything)]])
+    values = np.concatenate([values, np.float32([np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-45, -0.0])])
+    _, found, _ = merged([values], out=dtype)
+    expected = (torch.from_numpy(values) + 0.0).to(TORCH[dtype]).view(torch.uint8).numpy().view(NUMPY[dtype])
+    if dtype == "F8_E4M3":
+        # There is no infinity: what torch cuts off at 448 becomes NaN here, so that the merge notices.
+        expected = np.where(np.abs(values) > 464, NUMPY[dtype](np.nan), expected)
+    same_bits(found, expected)
+
+
+def test_doubles_are_rounded_to_nearest(kernels: ModuleType) -> None:
+    draw = np.random.default_rng(1)
+    floats = draw.integers(0, 0x7F800000, 20_000, np.uint32).view(np.float32).astype(np.float64)
+    middles = (floats + np.nextafter(floats.astype(np.float32), np.float32(np.inf)).astype(np.float64)) / 2
+    values = np.concatenate([floats, middles, np.nextafter(middles, 0), [1e300, -1e300, 1e-300, 5e-324]])
+    _, found, _ = merged([values])
+    with np.errstate(over="ignore"):
+        same_bits(found, values.astype(np.float32) + np.float32(0))
+    _, wide, _ = merged([floats], out="F64")
+    np.testing.assert_array_equal(wide, floats)
+
+
+def test_whatever_is_not_finite_is_noticed(kernels: ModuleType) -> None:
+    """At any place of a block or its end, with any weight, with a base and without."""
+    base = np.zeros(1029, np.float32)
+    for place in (0, 1, 511, 1023, 1024, 1028):
+        for bad in (np.nan, np.inf, -np.inf):
+            source = np.ones(1029, np.float32)
+            source[place] = bad
+            for weight in (1.0, 0.0):
+                assert not merged([source], weights=(weight,))[0]
+                assert not merged([source], base, weights=(weight,))[0]
+                assert not merged([source], base, weights=(weight,), about_base=False)[0]
+                assert not merged([np.ones_like(source)], source, weights=(weight,))[0]
+    assert merged([np.ones(1029, np.float32)])[0]
+    assert merged([np.ones(1029, np.float32)], base)[0]
+    assert not merged([np.full(3, 3e38, np.float32)], base[:3], weights=(2.0,))[0]
+
+
+def operations(entries: int) -> dict[str, tuple[Array, ...]]:
+    """What every kernel gives for random numbers of mixed dtypes."""
+    draw = np.random.default_rng(entries)
+    base = draw.standard_normal(entries).astype(np.float32)
+    dtypes = ("F32", "BF16", "F16", "F64", "F8_E4M3", "F8_E5M2")
+    sources = [(base + 0.1 * draw.standard_normal(entries)).astype(NUMPY[dtype]) for dtype in dtypes]
+    weights = (0.3, 0.2, 0.1, 0.25, 0.05, 0.1)
+    bounds = np.full(6, 0.08, np.float32)
+    shares = np.full(6, 0.4, np.float32)
+    streams = draw.integers(0, 1 << 63, (6, 2), np.uint64)
+    streams[:, 1] = round(0.4 * 2**32)
+    given: dict[str, dict[str, Any]] = {
+        "linear": {"about_base": False},
+        "task": {"scale": 0.7},
+        "ties": {"op": "ties", "bounds": bounds, "scale": 1.3},
+        "count": {"op": "ties", "bounds": bounds, "count": True},
+        "sum": {"op": "ties", "bounds": bounds, "normalize": False},
+        "dare": {"op": "dare_linear", "bounds": shares, "streams": streams, "start": 7},
+        "dare_ties": {"op": "dare_ties", "bounds": shares, "streams": streams, "start": 8},
+    }
+    found = {
+        f"{name} {out}": merged(sources, base, weights=weights, out=out, **one)[1:]
+        for name, one in given.items()
+        for out in (NUMPY if name == "linear" else ["F32"])
+    }
+    found["no base"] = merged(sources, weights=weights)[1:2]
+    inputs = tuple(map(triple, sources))
+    dots, around_base = np.empty((6, 6)), np.empty((6, 6))
+    compiled.gram(entries, inputs, None, dots)
+    compiled.gram(entries, inputs, triple(base), around_base)
+    counts = np.zeros((6, 1 + 2048), np.int64)
+    compiled.count(entries, inputs, triple(base), np.full(6, 0x3C000000, np.uint32), 1 << 26, 15, counts)
+    ranks = np.arange(1, 7, dtype=np.int64) * max(1, entries // 7)
+    limits = np.empty(6, np.float32)
+    if entries:
+        compiled.select(entries, inputs, triple(base), ranks, np.empty(entries, np.uint32), limits)
+    return {
+        **found,
+        "gram": (dots, around_base),
+        "count": (counts,),
+        "select": (limits if entries else dots,),
+    }
+
+
+@pytest.mark.parametrize("entries", [7, 15, 1024, 5003])
+def test_every_instruction_set_gives_the_same_bytes(kernels: ModuleType, entries: int) -> None:
+    found, used = operations(entries), compiled.instructions()
+    compiled.instructions("plain")
+    expected = operations(entries)
+    compiled.instructions(used)
+    for name, arrays in expected.items():
+        for one, other in zip(found[name], arrays, strict=True):
+            assert one.tobytes() == other.tobytes(), name
+
+
+def test_an_instruction_set_that_does_not_exist() -> None:
+    before = compiled.instructions()
+    with pytest.raises(ValueError, match="no instruction set sse9"):
+        compiled.instructions("sse9")
+    assert compiled.instructions() == before
+
+
+def test_dot_products_and_norms(kernels: ModuleType) -> None:
+    draw = np.random.default_rng(3)
+    base, one, other = draw.standard_normal((3, 3001)).astype(np.float32)
+    found = np.empty((2, 2))
+    compiled.gram(3001, (triple(one), triple(other)), triple(base), found)
+    deltas = np.stack([one - base, other - base]).astype(np.float64)
+    np.testing.assert_allclose(found, deltas @ deltas.T, rtol=1e-12)
+    compiled.gram(3001, (triple(one), triple(other)), None, found)
+    whole = np.stack([one, other]).astype(np.float64)
+    np.testing.assert_allclose(found, whole @ whole.T, rtol=1e-12)
+    _, result, squares = merged([one, other], base, weights=(0.5, 0.5))
+    expected = [*(deltas**2).sum(1), ((result - base).astype(np.float64) ** 2).sum()]
+    np.testing.assert_allclose(squares, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_norms_of_tiny_and_huge_numbers(kernels: ModuleType, size: float) -> None:
+    """Their squares leave the range of float32."""
+    delta = np.full(1500, size, np.float32)
+    finite, _, squares = merged([delta], np.zeros_like(delta))
+    assert finite
+    np.testing.assert_allclose(squares, 1500 * np.float64(np.float32(size)) ** 2, rtol=1e-6)
+
+
+NUMBERS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -3e-39, 3e38, 1.5, -2.0]) | st.floats(
+    width=32, allow_nan=False, allow_infinity=False
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(NUMBERS, min_size=1, max_size=60), st.data())
+def test_a_selected_magnitude_is_that_of_the_sorted_list(values: list[float], data: st.DataObject) -> None:
+    source = np.array(values, np.float32)
+    rank = data.draw(st.integers(1, len(values)))
+    found, space = np.empty(1, np.float32), np.empty(len(values), np.uint32)
+    compiled.select(len(values), (triple(source),), None, np.array([rank]), space, found)
+    expected = np.sort(np.abs(source))[::-1][rank - 1]
+    assert found.tobytes() == expected.tobytes()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(NUMBERS, max_size=60), st.integers(0, 2**31 - 1), st.integers(0, 12), st.integers(1, 40))
+def test_counts_are_those_of_a_histogram(values: list[float], low: int, shift: int, buckets: int) -> None:
+    source = np.array(values, np.float32)
+    span = buckets << shift
+    found = np.zeros((1, 1 + buckets), np.int64)
+    for _ in range(2):
+        compiled.count(len(values), (triple(source),), None, np.array([low], np.uint32), span, shift, found)
+    places = np.abs(source).view(np.uint32).astype(np.int64) - low
+    inside = places[(places >= 0) & (places < span)] >> shift
+    expected = [int((places >= span).sum()), *np.bincount(inside, minlength=buckets)]
+    assert found.tolist() == [[2 * number for number in expected]], "added to what is there"
+
+
+F32 = DTYPE_CODES["F32"]
+FOUR = np.zeros(4, np.float32)
+GOOD: dict[str, list[Any]] = {
+    "merge": [
+        4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), OPERATIONS["dare_ties"], True, False, True,
+        np.ones(2, np.float32), np.ones(2, np.float32), np.zeros((2, 2), np.uint64), 0, 1.0,
+        (np.zeros(4, np.float32), 0, F32), np.zeros(3),
+    ],
+    "gram": [4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.zeros((2, 2))],
+    "count": [
+        4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.zeros(2, np.uint32), 8, 1, np.zeros((2, 5), np.int64),
+    ],
+    "select": [
+        4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.array([1, 4]), np.zeros(4, np.uint32),
+        np.zeros(2, np.float32),
+    ],
+}  # fmt: skip
+BAD_INPUTS: list[Any] = [
+    (FOUR[:3], 0, F32),
+    (FOUR, 1, F32),
+    (FOUR, 17, F32),
+    (FOUR, -1, F32),
+    (FOUR, -(2**63), F32),
+    (FOUR, 2**63 - 1, F32),
+    (FOUR, 2**64, F32),
+    (FOUR, 0, DTYPE_CODES["F64"]),
+    (FOUR, 0, 6),
+    (FOUR, 0, -1),
+    (FOUR, 0),
+    (FOUR, 0, F32, 0),
+    (None, 0, F32),
+    ("text", 0, F32),
+    [FOUR, 0, F32],
+    None,
+    7,
+]
+REFUSED = (ValueError, TypeError, OverflowError, BufferError, SystemError)
+
+
+def refused(name: str, place: int, value: Any) -> None:
+    arguments = list(GOOD[name])
+    arguments[place] = value
+    with pytest.raises(REFUSED):
+        getattr(compiled, name)(*arguments)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_arguments_are_taken(name: str) -> None:
+    assert getattr(compiled, name)(*GOOD[name]) is True
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_inputs_that_do_not_hold_the_entries_are_refused(name: str) -> None:
+    for bad in BAD_INPUTS:
+        refused(name, 1, ((FOUR, 0, F32), bad))
+        if bad is not None:
+            refused(name, 2, bad)
+    for sources in ((), [(FOUR, 0, F32)], None, ((FOUR, 0, F32),) * 4097):
+        refused(name, 1, sources)
+    for entries in (-1, 5, 2**31, 2**64, "4", None):
+        refused(name, 0, entries)
+
+
+def read_only(array: Array) -> Array:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("merge", 2, None),
+        ("merge", 3, 4),
+        ("merge", 3, -1),
+        ("merge", 4, False),
+        ("merge", 7, np.ones(1, np.float32)),
+        ("merge", 7, None),
+        ("merge", 8, np.ones(1, np.float32)),
+        ("merge", 8, None),
+        ("merge", 9, np.zeros((2, 1), np.uint64)),
+        ("merge", 9, None),
+        ("merge", 10, 2**64),
+        ("merge", 11, "1"),
+        ("merge", 12, (np.zeros(3, np.float32), 0, F32)),
+        ("merge", 12, (read_only(FOUR), 0, F32)),
+        ("merge", 12, (bytes(16), 0, F32)),
+        ("merge", 12, (np.zeros(4, np.float32), 1, F32)),
+        ("merge", 13, np.zeros(2)),
+        ("merge", 13, bytes(24)),
+        ("merge", 13, None),
+        ("gram", 3, np.zeros(3)),
+        ("gram", 3, bytes(32)),
+        ("gram", 3, None),
+        ("count", 3, np.zeros(1, np.uint32)),
+        ("count", 5, -1),
+        ("count", 5, 32),
+        ("count", 6, np.zeros((2, 4), np.int64)),
+        ("count", 6, bytes(80)),
+        ("select", 3, np.array([0, 1])),
+        ("select", 3, np.array([1, 5])),
+        ("select", 3, np.array([1, -1])),
+        ("select", 3, np.array([1])),
+        ("select", 4, np.zeros(3, np.uint32)),
+        ("select", 4, bytes(16)),
+        ("select", 5, np.zeros(1, np.float32)),
+    ],
+)
+def test_what_is_too_short_or_out_of_range_is_refused(name: str, place: int, value: Any) -> None:
+    refused(name, place, value)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_too_few_arguments_are_refused(name: str) -> None:
+    with pytest.raises(TypeError):
+        getattr(compiled, name)(*GOOD[name][:-1])
+
+
+def test_a_span_that_ends_within_a_bucket_writes_nothing_behind_the_counts() -> None:
+    """Three numbers in buckets of two need two of them."""
+    space = np.zeros(8, np.int64)
+    source = np.arange(4, dtype=np.uint32).view(np.float32)
+    arguments = (4, ((source, 0, F32),), None, np.zeros(1, np.uint32), 3, 1, space[:2])
+    try:
+        compiled.count(*arguments)
+    except ValueError:
+        return
+    assert not space[2:].any()
+
+
+OVERFLOWING = """
+import numpy as np
+from langmerge.kernels import _compiled as k
+four, n = np.zeros(4, np.float64), np.zeros
+for entries in (2**60, 2**61, 2**62, 2**63 - 1):
+    for code in range(6):
+        one = (four, 0, code)
+        for name, rest in {
+            "merge": (3, True, False, True, n(1), n(1), n((1, 2), np.uint64), 0, 1.0, one, n(2)),
+            "gram": (n((1, 1)),),
+            "count": (n(1, np.uint32), 8, 1, n((1, 5), np.int64)),
+            "select": (np.ones(1, np.int64), n(4, np.uint32), n(1, np.float32)),
+        }.items():
+            print(name, entries, code, flush=True)
+            try:
+                getattr(k, name)(entries, (one,), one, *rest)
+            except ValueError:
+                continue
+            raise SystemExit("it was taken")
+"""
+
+
+def test_numbers_of_entries_whose_bytes_overflow_are_refused() -> None:
+    """In a process of its own: where they are not refused, it crashes, and the last line says at what."""
+    command = [sys.executable, "-c", OVERFLOWING]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, (ran.returncode, ran.stdout.splitlines()[-1:], ran.stderr)
+
+
+def test_which_kernels_are_used_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CHOICE, raising=False)
+    assert compiled_kernels() is compiled
+    monkeypatch.setenv(CHOICE, "compiled")
+    assert compiled_kernels() is compiled
+    monkeypatch.setenv(CHOICE, "torch")
+    assert compiled_kernels() is None
+    monkeypatch.setenv(CHOICE, "fast")
+    with pytest.raises(InputError, match="LANGMERGE_KERNELS is 'fast': it must be 'compiled' or 'torch'"):
+        compiled_kernels()
+
+
+def test_missing_kernels_are_an_error_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import langmerge.kernels as package
+
+    monkeypatch.delattr(package, "_compiled")
+    monkeypatch.setitem(sys.modules, "langmerge.kernels._compiled", None)
+    monkeypatch.delenv(CHOICE, raising=False)
+    assert compiled_kernels() is None
+    monkeypatch.setenv(CHOICE, "compiled")
+    with pytest.raises(InputError, match="no compiled kernels: install a C compiler"):
+        compiled_kernels()
