@@ -19,7 +19,7 @@ FINE = {"x": entry([2], 0, 8), "y": entry([], 8, 12)}
 
 # What the safetensors library takes and we do not, each for a reason that read_header's docstring gives.
 STRICTER = re.compile(
-    r"is described by .*, not by dtype|has a name of|comes twice|has the shape|not supported"
+    r"is described by .*, not by dtype|has a name of|comes twice|has the shape|not supported|stands where only whole"
 )
 
 

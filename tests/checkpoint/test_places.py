@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from langmerge.checkpoint import open_checkpoint, read_header, read_json
 from langmerge.checkpoint.mapping import OPEN_FILES
+from langmerge.checkpoint.reader import SMALL
 from langmerge.errors import CheckpointError
 from tests.tiny import SHAPES, drawn, write_raw
 
@@ -228,22 +230,30 @@ def rewritten(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [shorter, longer, empty, rewritten, Path.unlink])
 def test_a_file_that_changes_between_opening_and_reading(tmp_path: Path, change: Change) -> None:
-    opened = open_checkpoint(write_raw(tmp_path / "model", drawn(0)))
-    change(tmp_path / "model" / "model.safetensors")
-    with refused(r"model\.safetensors (has changed since it was opened|cannot be read)"):
-        opened.array("classifier.out_proj.bias")
-    with refused(r"model\.safetensors (has changed since it was opened|cannot be read)"):
-        opened.check_unchanged()
+    large = {"large": torch.zeros(SMALL // 4 + 1)}
+    opened = open_checkpoint(write_raw(tmp_path / "model", drawn(0) | large))
+    file = tmp_path / "model" / "model.safetensors"
+    change(file)
+    looks = [
+        lambda: opened.array("large"),
+        lambda: opened.array("classifier.out_proj.bias"),
+        lambda: opened.mapped(file),
+        opened.check_unchanged,
+    ]
+    for look in looks:
+        with refused(r"model\.safetensors (has changed since it was opened|cannot be read)"):
+            look()
 
 
 def test_a_file_that_is_replaced_by_a_rename_is_read_on(tmp_path: Path) -> None:
     folder, tensors = write_raw(tmp_path / "model", drawn(0)), drawn(0)
     opened = open_checkpoint(folder)
-    name = "classifier.out_proj.bias"
-    opened.array(name)
+    info = opened.tensors["classifier.out_proj.bias"]
+    opened.mapped(info.file)
     save_file(drawn(1), tmp_path / "new")
     (tmp_path / "new").replace(folder / "model.safetensors")
-    assert opened.array(name).tolist() == tensors[name].tolist()
+    found = np.frombuffer(opened.mapped(info.file), np.float32, info.entries, info.offset)
+    assert found.tolist() == tensors[info.name].tolist()
     with refused("has changed since it was opened"):
         opened.check_unchanged()
 
@@ -254,9 +264,13 @@ def test_few_files_are_open_at_once(tmp_path: Path) -> None:
     tensors = {f"x{i:02d}": torch.full((2,), float(i)) for i in range(3 * OPEN_FILES)}
     opened = open_checkpoint(write_raw(tmp_path / "model", tensors, shards=[[name] for name in tensors]))
     before = len(list(Path("/proc/self/fd").iterdir()))
-    arrays = {name: opened.array(name)[0] for name in tensors}
-    assert len(list(Path("/proc/self/fd").iterdir())) - before <= OPEN_FILES
+    infos = list(opened.tensors.values())
+    for info in infos:
+        opened.mapped(info.file)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before == OPEN_FILES
     # What is held stays valid after its file was let go.
-    held = [opened.array(name) for name in tensors]
-    assert [float(one[0]) for one in held] == [float(one) for one in arrays.values()]
-    assert [float(one[1]) for one in held] == list(range(3 * OPEN_FILES))
+    held = [np.frombuffer(opened.mapped(i.file), np.float32, i.entries, i.offset) for i in infos]
+    assert [one.tolist() for one in held] == [[float(i), float(i)] for i in range(3 * OPEN_FILES)]
+    del held
+    opened.files.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -65,7 +65,8 @@ def test_a_good_recipe_is_planned_whole(raw_pool: Path) -> None:
         assert {info.name for info in (tensor.base, *tensor.inputs) if info} == {tensor.name}
         assert [info.file.parent.name for info in tensor.inputs] == list(SOURCES)
         assert not tensor.gathered
-    assert {tensor.block for tensor in plan.tensors} == {None, 0, 1}
+    # Embeddings lie before the first layer, the head behind the last.
+    assert {tensor.block for tensor in plan.tensors} == {-1, 0, 1, 2}
     assert {tensor.blocks for tensor in plan.tensors} == {2}
 
 

@@ -45,6 +45,25 @@ class WeightFiles:
                 self._maps[file] = self._map(file)
             return self._maps[file]
 
+    def read(self, file: Path, start: int, size: int) -> bytes:
+        """A copy of a few bytes of one file.
+
+        A mapping fetches megabytes around what is looked at (Linux's read-ahead): good for weights that are read from
+        the first to the last, bad for one bias in five gigabytes.
+
+        Raises:
+            CheckpointError: it cannot be read, or has changed since it was opened.
+        """
+        try:
+            with opened_plain(file) as handle:
+                handle.seek(start)
+                found = handle.read(size)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
+        if len(found) != size or stamp_of(file) != self._stamps[file]:
+            raise changed(file)
+        return found
+
     def _map(self, file: Path) -> mmap.mmap:
         try:
             with opened_plain(file) as handle:

@@ -29,6 +29,9 @@ from langmerge.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALL = 1 << 20
+"""Bytes of a tensor that is copied when it is asked for."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -57,11 +60,22 @@ class Checkpoint:
         return self.files.mapped(file)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """One tensor in its stored dtype, mapped: nothing is read before it is looked at; not to be written to."""
+        """One tensor in its stored dtype, not to be written to.
+
+        One of more than `SMALL` bytes is mapped: nothing is read before it is looked at.
+
+        Raises:
+            CheckpointError: its file cannot be read, or has changed since it was opened.
+        """
         info = self.tensors[name]
+        dtype = DTYPES[info.dtype]
         if info.entries == 0:
-            return np.empty(info.shape, DTYPES[info.dtype])
-        flat = np.frombuffer(self.mapped(info.file), DTYPES[info.dtype], info.entries, info.offset)
+            return np.empty(info.shape, dtype)
+        if info.nbytes <= SMALL:
+            return np.frombuffer(self.files.read(info.file, info.offset, info.nbytes), dtype).reshape(
+                info.shape
+            )
+        flat = np.frombuffer(self.mapped(info.file), dtype, info.entries, info.offset)
         return flat.reshape(info.shape)
 
     def read(self, name: str) -> "Tensor":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from langmerge.engine.inputs import Span
-from langmerge.engine.passes import Job, Measuring, Pass
+from langmerge.engine.passes import Job, Measuring, Pass, non_finite_fault
 from langmerge.engine.plan import TensorPlan
 from langmerge.kernels import DTYPE_CODES, OPERATIONS
 from langmerge.methods.mixing import mixing_of
@@ -77,7 +77,8 @@ class CompiledBackend:
                 base, sources = job.inputs.spans(first, last)
                 out = np.empty((n, n))
                 around = _triple(base) if base is not None and about[0] == "base" else None
-                self._kernels.gram(last - first, tuple(map(_triple, sources)), around, out)
+                if not self._kernels.gram(last - first, tuple(map(_triple, sources)), around, out):
+                    raise non_finite_fault(job)
                 total += out
             job.inputs.let_go(start, stop)
             return total
@@ -151,6 +152,8 @@ class CompiledBackend:
         ]
         return np.array([max(0, bucket - wide // 2) << _BUCKET for bucket in buckets], np.uint32)
 
+    # What is too large for float32 becomes infinity, and the kernel notices.
+    @np.errstate(over="ignore", invalid="ignore")
     def operation(self, job: Job) -> "Operation":
         """The kernel's arguments for a tensor whose measures are known."""
         tensor = job.inputs.tensor

@@ -59,7 +59,6 @@ def plan_mergekit(recipe: MergekitRecipe) -> Plan:
         labels=labels,
         permuted=tuple(sorted(orders)),
         companions=companions,
-        settings={"mergekit": recipe.model_dump(mode="json", exclude_none=True, exclude={"folder"})},
         vocabulary=aligned.report if aligned and aligned.rows else {},
     )
 

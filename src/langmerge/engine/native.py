@@ -10,7 +10,6 @@ import numpy as np
 
 from langmerge.checkpoint import Checkpoint, TensorInfo, label_names, open_checkpoint
 from langmerge.coefficients import block_of, group_of
-from langmerge.engine.compiled import OWN
 from langmerge.engine.faults import (
     coefficient_faults,
     label_row_faults,
@@ -26,7 +25,6 @@ from langmerge.engine.vocabulary import Alignment, align, is_vocabulary_tensor, 
 from langmerge.engine.vocabulary_rows import renumbered
 from langmerge.errors import CheckpointError, MethodError, PlanError
 from langmerge.methods import checked_parameters, spec_of
-from langmerge.methods.mixing import mixing_of
 from langmerge.recipe import Recipe
 
 BASE = "the base"
@@ -55,8 +53,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
     aligned = _alignment(base, in_base, sources, faults)
     planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, faults)
     tensors = planner.tensors()
-    if not faults:
-        _trial_faults(planner, faults)
+    _swap_faults(planner, faults)
     label_row_faults(tensors, labels, faults)
     coefficient_faults(recipe.weights, first, tensors, faults)
     layer_faults(recipe.blocks, first, faults)
@@ -129,19 +126,16 @@ def _method_faults(recipe: Recipe, faults: list[str]) -> dict[str, Any]:
     return _in_order(recipe, parameters)
 
 
-def _trial_faults(planner: "_Planner", faults: list[str]) -> None:
-    """What a method says of its parameters together: found by a trial, where the method needs torch in any case."""
-    method, parameters = planner.recipe.method, planner.parameters
-    if not parameters or method in OWN or mixing_of(method, parameters):
+def _swap_faults(planner: "_Planner", faults: list[str]) -> None:
+    """Layers that are to be swapped but do not exist: only the plan knows how many there are."""
+    if planner.recipe.method != "layer_swap" or not planner.parameters:
         return
-    from langmerge.engine.reference import trial
-
-    for row in planner.recipe.weights.values.values():
-        try:
-            trial(method, parameters, [row[source] for source in planner.sources], blocks=planner.blocks)
-        except MethodError as error:
-            if str(error) not in faults:
-                faults.append(str(error))
+    bottom, top = planner.parameters["bottom"], planner.parameters["top"]
+    if not 0 < bottom + top <= (planner.blocks or 0):
+        faults.append(
+            f"layer_swap takes the {bottom} bottom and {top} top blocks of the second source, "
+            f"of a model with {planner.blocks or 0}: give bottom and top, at least 1 and at most all together"
+        )
 
 
 def _in_order(recipe: Recipe, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langmerge.checkpoint import Checkpoint, checkpoint_signature
-from langmerge.engine.plan import Plan
+from langmerge.engine.plan import Plan, TensorPlan
 from langmerge.results import signature
 
 FORMAT = "langmerge-receipt/1"
@@ -23,17 +23,25 @@ def recipe_payload(plan: Plan, digests: Digests | None = None) -> dict[str, Any]
         plan: of the merge.
         digests: hashes of tensors that the merge has read, by file and name; the others are read for it.
     """
-    numbers = plan.coefficients.values if plan.coefficients else [list(t.weights) for t in plan.written]
+    # Where models are named by their folders, their places in the recipe take the names' stead.
+    names = {name: name if plan.coefficients else str(place) for place, name in enumerate(plan.sources)}
+    numbers = plan.coefficients.values if plan.coefficients else [_resolved(t, names) for t in plan.written]
     return {
         "base": _signed(plan.base, digests) if plan.base else None,
         # A list, in the order of arithmetic: slerp between a and b at t is not slerp between b and a.
-        "sources": [[name, _signed(checkpoint, digests)] for name, checkpoint in plan.sources.items()],
+        "sources": [[names[name], _signed(checkpoint, digests)] for name, checkpoint in plan.sources.items()],
         "method": plan.method,
         "parameters": dict(plan.parameters),
         "coefficients": numbers,
         **plan.settings,
         "langmerge": version("langmerge"),
     }
+
+
+def _resolved(tensor: TensorPlan, names: Mapping[str, str]) -> list[Any]:
+    inputs = [[names[name], info.name] for name, info in zip(tensor.sources, tensor.inputs, strict=True)]
+    decided = [tensor.name, tensor.dtype, tensor.treatment, tensor.method, dict(tensor.parameters)]
+    return [*decided, list(tensor.weights), inputs, tensor.base.name if tensor.base else None]
 
 
 def _signed(checkpoint: Checkpoint, digests: Digests | None) -> str:
@@ -58,7 +66,10 @@ def receipt(plan: Plan, tensors: Sequence[dict[str, Any]], digests: Digests | No
         "method": plan.method,
         "parameters": dict(plan.parameters),
         "target": plan.target,
-        "hashes": {"base": payload["base"], "sources": dict(payload["sources"])},
+        "hashes": {
+            "base": payload["base"],
+            "sources": {name: own for name, (_, own) in zip(plan.sources, payload["sources"], strict=True)},
+        },
         "label_rows_permuted": list(plan.permuted),
         "labels": plan.labels,
         **({"vocabulary": dict(plan.vocabulary)} if plan.vocabulary else {}),

@@ -1,7 +1,7 @@
 """Merging by the torch functions of `langmerge.methods`: every method, on any device, chunk by chunk."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -137,26 +137,6 @@ def _stored(result: Tensor, dtype: str) -> np.ndarray[Any, Any]:
         with np.errstate(over="ignore", invalid="ignore"):
             return flat.to(torch.float32).numpy().astype(DTYPES[dtype]).view(np.uint8)
     return flat.to(TORCH_DTYPES[dtype]).view(torch.uint8).numpy()
-
-
-def trial(
-    method: str, parameters: Mapping[str, Any], weights: Sequence[float], *, blocks: int | None
-) -> None:
-    """Merge two tiny matrices: a method says here what is wrong with its parameters together.
-
-    Raises:
-        MethodError: they cannot be used.
-    """
-    supplied = {"block": 0 if blocks else None, "blocks": blocks}
-    taken = inspect.signature(METHODS[method]).parameters
-    tuned = torch.arange(4.0 * len(weights)).reshape(-1, 2, 2) + 1
-    METHODS[method](
-        torch.zeros(2, 2),
-        tuned,
-        torch.tensor(weights, dtype=torch.float32),
-        **{key: value for key, value in supplied.items() if key in taken},
-        **{key: value for key, value in parameters.items() if key != "scope"},
-    )
 
 
 def _squared(delta: Tensor) -> float:

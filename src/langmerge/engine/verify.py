@@ -81,9 +81,10 @@ def _hash_faults(plan: Plan, record: Mapping[str, Any]) -> list[str]:
     """Inputs that are not the ones that were merged."""
     payload = recipe_payload(plan)
     then = record.get("hashes", {})
+    hashes = {name: own for name, (_, own) in zip(plan.sources, payload["sources"], strict=True)}
     faults = [
         f"source {name} has changed: its hash was {then.get('sources', {}).get(name)}, it is {now}"
-        for name, now in payload["sources"]
+        for name, now in hashes.items()
         if then.get("sources", {}).get(name) != now
     ]
     if then.get("base") != payload["base"]:
@@ -119,7 +120,11 @@ def _differing(plan: Plan, merged: Checkpoint, chosen: Sequence[TensorPlan], pro
         width = DTYPES[tensor.dtype].itemsize
         again = np.frombuffer(memoryview(data).cast("B"), np.uint8)
         stop = start + len(again)
-        if found.dtype != DTYPES[tensor.dtype] or found.nbytes < stop or not np.array_equal(found[start // width : stop // width].view(np.uint8), again):
+        if (
+            found.dtype != DTYPES[tensor.dtype]
+            or found.nbytes < stop
+            or not np.array_equal(found[start // width : stop // width].view(np.uint8), again)
+        ):
             wrong.add(tensor.name)
 
     with progress("computing again", len(chosen)) as advance:
