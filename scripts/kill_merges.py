@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,11 +56,18 @@ class Tally:
     moments: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
+    @property
+    def kills(self) -> int:
+        """How many merges were alive when they were killed."""
+        return self.moments.total() - self.moments["not in time"]
+
     def __str__(self) -> str:
-        seen = ", ".join(f"{self.moments[key]} {key}" for key in ("starting up", "writing", "at the end"))
+        seen = ", ".join(
+            f"{self.moments[key]} {key}" for key in ("starting up", "writing", "after the rename")
+        )
         return (
-            f"{self.moments.total()} kills ({seen}): {len(self.faults)} faults (partial outputs, or files left after the "
-            "next merge)"
+            f"{self.kills} kills ({seen}; {self.moments['not in time']} more merges had ended before): "
+            f"{len(self.faults)} faults (partial outputs, or files left after the next merge)"
         )
 
 
@@ -175,23 +181,26 @@ def names_in(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder)}
 
 
-def killed(arguments: list[str], work: Path, delay: float, *, once_writing: bool) -> str:
-    """Start a merge and kill it after a delay in seconds; says when that was."""
+def killed(merge: Merge, arguments: list[str], work: Path, numbers: random.Random) -> bool:
+    """Start a merge and kill it at a moment drawn by `numbers`; whether it was still alive."""
     before = names_in(work)
+    once_writing = numbers.random() < 0.5
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if once_writing:
-        while process.poll() is None and names_in(work) <= before:
-            time.sleep(0.0002)
-    begun = time.perf_counter()
+    while once_writing and process.poll() is None and names_in(work) <= before:
+        time.sleep(0.0002)
+    known = merge.writing if once_writing else merge.whole
+    begun, delay = time.perf_counter(), numbers.uniform(0, 1.02 * known)
     while process.poll() is None and time.perf_counter() - begun < delay:
         time.sleep(0.0002)
+    took = time.perf_counter() - begun
     process.kill()
     _, said = process.communicate()
     if process.returncode > 0:
         raise SystemExit(f"a merge failed by itself: {said.decode()}")
-    if process.returncode == 0:
-        return "at the end"
-    return "writing" if names_in(work) - before else "starting up"
+    if process.returncode == 0 and took < delay:
+        # The machine is faster now than it was.
+        setattr(merge, "writing" if once_writing else "whole", took)
+    return process.returncode < 0
 
 
 def attempt(
@@ -202,34 +211,39 @@ def attempt(
     shutil.rmtree(out, ignore_errors=True)
     if overwrite:
         shutil.copytree(old, out)
+    before = names_in(work)
     recipe, _, *options = merge.arguments
-    arguments = [recipe, str(out), *options, *(["--overwrite"] if overwrite else [])]
-    once_writing = numbers.random() < 0.5
-    delay = numbers.uniform(0, 1.05 * (merge.writing if once_writing else merge.whole))
-    moment = killed(arguments, work, delay, once_writing=once_writing)
-    if not out.exists():
-        return moment, "the old output is gone" if overwrite or moment == "at the end" else None
-    return moment, output_fault(
-        out, [merge.reference, *([old] if overwrite and moment != "at the end" else [])]
+    alive = killed(
+        merge, [recipe, str(out), *options, *(["--overwrite"] if overwrite else [])], work, numbers
     )
-
-
-def rounds(kills: int, numbers: random.Random, merges: list[Merge]) -> Iterator[tuple[Merge, bool, int]]:
-    """Which merge, whether it overwrites, and how often in a row it is killed."""
-    while kills > 0:
-        row = min(EVERY, kills)
-        yield numbers.choice(merges), numbers.random() < 0.5, row
-        kills -= row
+    hidden = {name for name in names_in(work) - before if name != "out"}
+    is_new = out.exists() and output_fault(out, [merge.reference]) is None
+    moment = (
+        "not in time"
+        if not alive
+        else "writing"
+        if hidden
+        else "after the rename"
+        if is_new
+        else "starting up"
+    )
+    if is_new:
+        return moment, None
+    if not alive:
+        return moment, "it ended and its output is not whole"
+    if not out.exists():
+        return moment, "the old output is gone" if overwrite else None
+    return moment, output_fault(out, [old, merge.reference] if overwrite else [merge.reference])
 
 
 def run(kills: int, root: Path, *, seed: int, methods: list[str], width: int) -> Tally:
     """Kill, look, and let one merge in `EVERY` end."""
     numbers, tally = random.Random(seed), Tally()
     merges, old = prepared(root, methods=methods, width=width)
-    for number, (merge, overwrite, row) in enumerate(rounds(kills, numbers, merges)):
-        work = root / f"round{number}"
-        work.mkdir()
-        for _ in range(row):
+    while tally.kills < kills:
+        merge, overwrite = numbers.choice(merges), numbers.random() < 0.5
+        work = Path(tempfile.mkdtemp(dir=root))
+        for _ in range(min(EVERY, kills - tally.kills)):
             forget_hashes(root / "pool")
             moment, fault = attempt(merge, work, old, numbers, overwrite=overwrite)
             tally.moments[moment] += 1

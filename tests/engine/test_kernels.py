@@ -165,7 +165,7 @@ def test_kernels_and_torch_agree(
         assert (one.dtype, one.shape) == (base[name].dtype, base[name].shape)
         assert ulps(one, expected[name]) <= allowed(method, parameters), name
     changed = sum(not torch.equal(one, base[name]) for name, one in found.items())
-    assert changed >= 32
+    assert changed >= 24
     records = [
         json.loads((tmp_path / kernels / "langmerge.json").read_text()) for kernels in ("compiled", "torch")
     ]

@@ -81,7 +81,7 @@ def _locked(own: Path, flags: int) -> int | None:
     import fcntl
 
     try:
-        lock = os.open(own / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o600)
+        lock = os.open(own / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o600)
     except OSError as error:
         if flags and error.errno != errno.ENOENT:
             raise

@@ -76,8 +76,8 @@ def opened_plain(file: Path) -> Iterator[BinaryIO]:
     """
     _require_plain(file.stat().st_mode)
     # The name may stand for a pipe by now: it is opened without waiting and looked at again.
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as handle:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(file, flags), "rb") as handle:
         _require_plain(os.fstat(handle.fileno()).st_mode)
         yield handle
 

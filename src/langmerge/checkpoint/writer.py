@@ -110,7 +110,7 @@ class WeightWriter:
                 stack.callback(os.close, file)
 
     def _lay_out(self, name: str, shard: Sequence[Slot]) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         file = os.open(self._folder / name, flags, 0o666)
         self._files.append(file)
         # Wide entries first: none begins at an address that its dtype does not suit.

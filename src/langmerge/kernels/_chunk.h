@@ -150,8 +150,9 @@ INLINE Lanes signs_of(Lanes x)
 }
 INLINE Lanes lanes_at(const float *x) { Lanes v; memcpy(&v, x, sizeof v); return v; }
 
-/* Σ x² of a block: float32 lanes of at most 64 terms each, added up in float64; in float64 throughout if that is
- * too large or too small for them. */
+/* Σ x² of a block: float32 lanes of at most 64 terms each, added up in float64; in float64 throughout if squares may
+ * have left the range of float32. Above TINY what may have underflowed is less than a rounding. */
+#define TINY 1e-26
 INLINE double squared_norm(const float *restrict x, Py_ssize_t n)
 {
     Lanes sum[PARTS] = {0};
@@ -166,7 +167,7 @@ INLINE double squared_norm(const float *restrict x, Py_ssize_t n)
     memcpy(lane, sum, sizeof lane);
     for (int k = 0; k < LANES; k++) total += (double)lane[k];
     for (; i < n; i++) total += (double)x[i] * (double)x[i];
-    if (isfinite(total) && total != 0) return total; /* neither overflow nor underflow */
+    if (isfinite(total) && total > TINY) return total;
     total = 0;
     for (i = 0; i < n; i++) total += (double)x[i] * (double)x[i];
     return total;
@@ -302,7 +303,7 @@ INLINE double add_row(float *restrict merged, const float *restrict x, const flo
         merged[i] = merged[i] + w * (about_base ? d : x[i]);
         total += (double)d * (double)d;
     }
-    return isfinite(total) && total != 0 ? total : squared_distance(x, b, n);
+    return isfinite(total) && total > TINY ? total : squared_distance(x, b, n);
 }
 
 /* δ_s of one source, by what the operation drops. */
@@ -494,6 +495,7 @@ static int NAME(select_blocks)(Chunk *c, const int64_t *rank, float *out, uint32
 #undef signs_of
 #undef lanes_at
 #undef squared_norm
+#undef TINY
 #undef all_finite
 #undef elect
 #undef trim

@@ -159,8 +159,8 @@ static int begin(Chunk *c, Buffers *b, PyObject *inputs, PyObject *base)
 {
     c->sources = PyTuple_Size(inputs);
     if (c->sources < 0) return -1;
-    if (c->entries < 0 || c->sources < 1 || c->sources > MAX_SOURCES) {
-        PyErr_SetString(PyExc_ValueError, "a negative number of entries, or no or too many sources");
+    if (c->entries < 0 || c->entries > PY_SSIZE_T_MAX / 16 || c->sources < 1 || c->sources > MAX_SOURCES) {
+        PyErr_SetString(PyExc_ValueError, "a negative or too large number of entries, or no or too many sources");
         return -1;
     }
     b->count = 0;
@@ -250,7 +250,10 @@ static PyObject *count(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "nO!OOIiO", &c->entries, &PyTuple_Type, &inputs, &base, &low, &span, &shift, &counts) ||
         begin(c, &b, inputs, base) || !(from = (uint32_t *)take(&b, low, 0, c->sources * 4, 0)))
         goto end;
-    if (shift < 0 || shift > 31) { PyErr_SetString(PyExc_ValueError, "shift lies outside 0 to 31"); goto end; }
+    if (shift < 0 || shift > 31 || span & ((1u << shift) - 1)) {
+        PyErr_SetString(PyExc_ValueError, "shift lies outside 0 to 31, or span is no multiple of a bucket");
+        goto end;
+    }
     if (!(to = (int64_t *)take(&b, counts, 0, c->sources * (1 + (Py_ssize_t)(span >> shift)) * 8, 1))) goto end;
     Py_BEGIN_ALLOW_THREADS
     failed = count_blocks(c, from, span, shift, to);
