@@ -88,6 +88,7 @@ def test_coefficients_from_a_file_beside_it(tmp_path: Path) -> None:
         ({"head": "source:sw-KE"}, "head is 'source:sw-KE': it must be merge, mean, base or source:<name"),
         ({"other_layers": "merge"}, "other_layers is 'merge': it must be mean, base or source:<name of a source>"),
         ({"layers": "3-1"}, "layers is '3-1': write numbers and ranges, like 4-7 or 0-3,8"),
+        ({"layers": "0-99999999999"}, "layers is '0-99999999999': write numbers"),
         ({"layers": "one"}, "layers is 'one': write numbers"),
         ({"layers": "-1"}, "layers is '-1': write numbers"),
         ({"layers": ""}, "layers is '': write numbers"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from langmerge.checkpoint import folder_signature
 from langmerge.errors import CheckpointError
 from langmerge.models import (
     MAX_LENGTH,
@@ -20,7 +21,6 @@ from langmerge.models import (
 )
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
-from langmerge.checkpoint import folder_signature
 from langmerge.results import Logits, load_logits, signature
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import Examples, Interval, Task, accuracy, bootstrap_interval, macro_f1

@@ -39,6 +39,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
+_MOST_LAYERS = 10_000
+"""No model has so many: a number beyond is a slip, and would fill the memory as a range."""
+
 _PARTS = ("merge", "mean", "base")
 
 
@@ -54,7 +57,9 @@ def layer_numbers(text: str) -> frozenset[int]:
     found: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) >= _MOST_LAYERS:
+            raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
+        if int(last or first) < int(first):
             raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
         found |= set(range(int(first), int(last or first) + 1))
     if not found:

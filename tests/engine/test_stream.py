@@ -16,7 +16,7 @@ import torch
 
 from langmerge.checkpoint import DTYPES, open_checkpoint
 from langmerge.engine import compiled as backend_module
-from langmerge.engine import faults, inputs, make_plan, merge, stream
+from langmerge.engine import faults, inputs, make_plan, merge, reference, stream
 from langmerge.engine.compiled import CompiledBackend
 from langmerge.engine.inputs import TensorInputs
 from langmerge.engine.passes import Job, run_all
@@ -436,6 +436,26 @@ def test_no_thread_writes_after_a_merge_has_failed(pool: Path, tmp_path: Path) -
     assert set(threading.enumerate()) == before
     assert kept.value is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_computes_with_one_thread_for_each_of_ours(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums cut among threads round differently."""
+    used: set[int] = set()
+    squared = reference._squared
+
+    def seen(delta: torch.Tensor) -> float:
+        used.add(torch.get_num_threads())
+        return squared(delta)
+
+    monkeypatch.setattr(reference, "_squared", seen)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        streamed(case_recipe(pool, "sce"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert used == {1}
 
 
 def test_a_failing_sink_ends_the_stream(pool: Path) -> None:

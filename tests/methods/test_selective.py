@@ -237,11 +237,17 @@ def test_deviation_mergekit_gives_small_deltas_equal_coefficients() -> None:
     ("topk", "selected"), [(0.0, 0), (0.01, 1), (0.2, 1), (0.5, 4), (0.999, 7), (1.0, 10)]
 )
 def test_the_share_is_of_the_entries_that_vary(topk: float, selected: int) -> None:
-    # Ten entries, of which the sources agree on two: three sources of 0.1, whose sum over three is not 0.1.
+    # Ten entries, of which the sources agree on two.
     tau = experts((10,), 3).tuned
     tau[:, [2, 5]] = 0.1
-    assert variance(tau[0] * 0, tau, float64(1, 1, 1), {})[0, [2, 5]].tolist() == [0, 0]
     assert int((merged("sce", tau, topk=topk) != 0).sum()) == selected
+
+
+def test_equal_numbers_have_no_variance_to_the_bit() -> None:
+    # The mean of n equal numbers is not always that number.
+    tau = experts((500,), 1).tuned.expand(7, -1)
+    assert bool((tau[0] != (tau / 7).sum(0)).any())
+    assert not bool(variance(tau[0] * 0, tau, torch.ones(7, dtype=torch.float64), {}).any())
 
 
 def test_what_does_not_vary_is_merged_only_as_a_whole() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from langmerge.checkpoint import Checkpoint, read_json
 from langmerge.engine.mergekit_layout import layer_counts
 from langmerge.engine.plan import Companions, TensorPlan
+from langmerge.engine.token_ids import renumbered
 from langmerge.engine.union_tokenizer import union_tokenizer
 from langmerge.engine.vocabulary import UNION, Alignment, align, tokenizer_faults, vocabulary_size
-from langmerge.engine.vocabulary_rows import renumbered
 from langmerge.errors import CheckpointError, PlanError
 from langmerge.mergekit_recipe import MergekitRecipe
 

@@ -21,8 +21,8 @@ from langmerge.engine.faults import (
 )
 from langmerge.engine.labels import is_label_row, label_orders
 from langmerge.engine.plan import Companions, Plan, TensorPlan
+from langmerge.engine.token_ids import renumbered
 from langmerge.engine.vocabulary import Alignment, align, is_vocabulary_tensor, vocabulary_size
-from langmerge.engine.vocabulary_rows import renumbered
 from langmerge.errors import CheckpointError, MethodError, PlanError
 from langmerge.methods import checked_parameters, spec_of
 from langmerge.recipe import Recipe

@@ -14,7 +14,7 @@ from langmerge.checkpoint.tensors import TORCH_DTYPES
 from langmerge.engine.inputs import Span
 from langmerge.engine.passes import Job, Measuring, Pass
 from langmerge.engine.plan import TensorPlan
-from langmerge.errors import MethodError
+from langmerge.errors import InputError, MethodError
 from langmerge.methods import METHODS, measures_of, sees_of
 
 
@@ -26,7 +26,13 @@ class TorchBackend:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._device = torch.device(device)
+        try:
+            self._device = torch.device(device)
+            torch.empty(0, device=self._device)
+        # torch asserts that it was built for the device.
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"device {device!r} cannot be used: {why}; choose cpu, or see langmerge doctor") from None
 
     def sees(self, tensor: TensorPlan) -> str:
         """What the method must have in sight at once."""

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "Logits", "Row", "Study", "Verdict", "load_logits", "signature", "soft_vote"]
 
-_HOMES = {name: "logits" for name in ("Logits", "load_logits", "soft_vote")} | {
-    name: "study" for name in ("Difference", "Row", "Study", "Verdict")
-}
+_HOMES = dict.fromkeys(("Logits", "load_logits", "soft_vote"), "logits") | dict.fromkeys(
+    ("Difference", "Row", "Study", "Verdict"), "study"
+)
 
 
 def __getattr__(name: str) -> Any:
