@@ -57,11 +57,10 @@ def layer_numbers(text: str) -> frozenset[int]:
     found: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) >= _MOST_LAYERS:
+        ends = [first, last] if dash else [first]
+        if not all(end.isdecimal() and int(end) < _MOST_LAYERS for end in ends) or int(ends[-1]) < int(first):
             raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
-        if int(last or first) < int(first):
-            raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
-        found |= set(range(int(first), int(last or first) + 1))
+        found |= set(range(int(first), int(ends[-1]) + 1))
     if not found:
         raise ValueError(f"layers is {text!r}: write numbers and ranges, like 4-7 or 0-3,8")
     return frozenset(found)

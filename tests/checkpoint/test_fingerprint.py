@@ -204,6 +204,13 @@ def test_what_stands_in_the_place_of_the_kept_hash_is_not_followed(tmp_path: Pat
     assert kind != "link" or mine.read_text() == "precious"
 
 
+def test_a_half_written_kept_hash_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    folder = aged(write_raw(tmp_path / "model", drawn(0)))
+    (folder / f"{KEPT}.tmp").write_text("{")
+    assert of(folder) == kept_fingerprint(open_checkpoint(folder))
+    assert sorted(file.name for file in folder.iterdir()) == [KEPT, "config.json", WEIGHTS]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_has_a_hash_all_the_same(tmp_path: Path) -> None:
     folder = aged(write_raw(tmp_path / "model", drawn(0)))

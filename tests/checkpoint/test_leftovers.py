@@ -88,15 +88,16 @@ def test_what_belongs_to_another_output_stays(tmp_path: Path, name: str) -> None
 
 
 def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "x").write_text("precious")
+    (tmp_path / "mine" / "new").mkdir(parents=True)
+    (tmp_path / "mine" / "lock").touch()
+    (tmp_path / "mine" / "new" / "x").write_text("precious")
     (tmp_path / ".out.abcdefg1.tmp").symlink_to(tmp_path / "mine")
     (tmp_path / ".out.abcdefg2.tmp").write_text("precious")
     own = leftover(tmp_path, "out", random="abcdefg3", lock=False)
     short = leftover(tmp_path, "out", random="short")
     with new_folder(tmp_path / "out"):
         pass
-    assert (tmp_path / "mine" / "x").read_text() == "precious"
+    assert (tmp_path / "mine" / "new" / "x").read_text() == "precious"
     assert (tmp_path / ".out.abcdefg1.tmp").is_symlink()
     assert (tmp_path / ".out.abcdefg2.tmp").is_file()
     assert own.exists(), "it has no lock: it is none of ours"
@@ -123,12 +124,13 @@ def test_a_lock_that_is_none_is_not_waited_for(tmp_path: Path, kind: str) -> Non
     if kind == "pipe":
         os.mkfifo(own / "lock")
     elif kind == "link":
-        (own / "lock").symlink_to(tmp_path / "nowhere")
+        (tmp_path / "somewhere").touch()
+        (own / "lock").symlink_to(tmp_path / "somewhere")
     else:
         (own / "lock").mkdir()
     with new_folder(tmp_path / "out"):
         pass
-    assert not (tmp_path / "nowhere").exists()
+    assert kind == "pipe" or own.exists()
 
 
 def test_an_old_output_that_stepped_aside_comes_back(tmp_path: Path) -> None:
@@ -192,6 +194,7 @@ def test_a_lock_that_is_taken_before_it_is_held(tmp_path: Path, monkeypatch: pyt
         found.clear()
         with new_folder(tmp_path / "out", overwrite=True) as folder:
             (folder / "x").write_text("new")
+            assert folder != found[0].new
         if not removes_first:
             found[0].remove()
         assert (tmp_path / "out" / "x").exists()
@@ -230,6 +233,16 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (folder / "x").write_text("new")
     assert (tmp_path / "out" / "x").exists()
     assert own.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+def test_locks_are_let_go(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(3):
+        leftover(tmp_path, "out", random=f"abcdefg{number}")
+    with new_folder(tmp_path / "out"):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_removing_ends_with_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,10 @@ def assert_refused(run: Run, folders: Path, arguments: list[object], *named: str
         ({"coefficients": {"de-DE": 0.0, "fr-FR": 0.0}, "method": "linear"}, ["sum to zero"]),
         ({"coefficients": "nowhere.json"}, ["nowhere.json", "does not exist"]),
         ({"colour": "blue"}, ["colour"]),
+        ({"layers": "0-99999999999"}, ["layers is '0-99999999999'", "like 4-7"]),
+        ({"layers": "0-2"}, ["layers names 2", "layers 0 to 1"]),
+        ({"head": "source:sw-KE"}, ["head is 'source:sw-KE'"]),
+        ({"parameters": {"density": [0.1, 0.2, 0.3]}}, ["density has 3 numbers for 2 sources"]),
     ],
 )
 def test_a_wrong_recipe(run: Run, folders: Path, change: dict[str, object], named: list[str]) -> None:
@@ -100,6 +104,14 @@ def test_a_number_that_is_none(run: Run, folders: Path, value: float) -> None:
     write_raw(folders / "odd", tensors)
     path = recipe(folders, sources={"de-DE": "de-DE", "odd": "odd"})
     assert_refused(run, folders, ["merge", path, folders / "out"], QUERY, str(folders / "odd"), "NaN")
+
+
+@pytest.mark.parametrize("device", ["abacus", "cpu:x", "vulkan"])
+@pytest.mark.parametrize("method", ["linear", "wudi"])
+def test_a_device_that_is_not_there(run: Run, folders: Path, method: str, device: str) -> None:
+    path = recipe(folders, method=method)
+    named = [f"device '{device}' cannot be used", "choose cpu"]
+    assert_refused(run, folders, ["merge", path, folders / "out", "--device", device], *named)
 
 
 def test_an_output_that_exists_is_left_alone(run: Run, folders: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from langmerge.coefficients import Coefficients
 from tests.cli.conftest import Run
 from tests.experiments.conftest import tiny_grid, write_task
+from tests.tiny import QUERY, SHAPES, WORDS, write_raw_pool
 from tests.tiny_encoder import write_tiny_encoder
 
 
@@ -114,6 +115,53 @@ def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "study.json").exists()
     assert (tmp_path / "out" / "results.md").exists()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe that leaves some parts out."""
+    write_raw_pool(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "base: base\nsources: {de-DE: de-DE, fr-FR: fr-FR}\nmethod: ties\nparameters: {density: 0.5}\n"
+        "embeddings: source:fr-FR\nlayers: 1\n"
+    )
+    return path
+
+
+def test_a_plan_says_what_becomes_of_every_tensor(run: Run, recipe: Path) -> None:
+    ran = run("plan", recipe, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    tensors = {tensor.pop("name"): tensor for tensor in found["tensors"]}
+    assert {name: tuple(tensor["shape"]) for name, tensor in tensors.items()} == SHAPES
+    assert tensors[WORDS] == {
+        "shape": [12, 6], "dtype": "F32", "treatment": "source", "method": "", "parameters": {},
+        "reason": "the recipe says embeddings: source:fr-FR", "weights": {"de-DE": 0.0, "fr-FR": 1.0},
+    }  # fmt: skip
+    assert (tensors[QUERY]["treatment"], tensors[QUERY]["reason"]) == ("base", "the recipe says layers: 1")
+    merged = tensors["roberta.encoder.layer.1.output.dense.weight"]
+    assert (merged["method"], merged["parameters"]["density"]) == ("ties", 0.5)
+    people = run("plan", recipe)
+    assert people.code == 0
+    assert "by the method" in people.out
+    assert {path.name for path in recipe.parent.iterdir()} == {
+        "base",
+        "de-DE",
+        "fr-FR",
+        "sw-KE",
+        "recipe.yaml",
+    }
+
+
+def test_threads_and_parameters_of_a_merge(run: Run, recipe: Path) -> None:
+    first, second = recipe.parent / "first", recipe.parent / "second"
+    ran = run("merge", recipe, first, "--threads", "1", "-p", "density=0.25", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["treatments"] == {"merged": 5, "source": 2, "base": 2}
+    assert run("merge", recipe, second, "--threads", "3", "-p", "density=0.25", "--shard", "0.001").code == 0
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert json.loads((first / "langmerge.json").read_text())["parameters"]["density"] == 0.25
 
 
 def test_help_names_every_command(run: Run) -> None:

@@ -9,11 +9,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from langmerge.engine import make_plan, merged_tensors
+from langmerge.engine import inputs, make_plan, merged_tensors
+from langmerge.errors import PlanError
+from langmerge.methods import SPECS
 from langmerge.recipe import Recipe
-from tests.tiny import Tensors, write_expert, write_raw_pool, write_xlm_roberta
+from tests.tiny import (
+    QUERY,
+    WORDS,
+    Tensors,
+    drawn,
+    tuned,
+    write_expert,
+    write_raw,
+    write_raw_pool,
+    write_xlm_roberta,
+)
 
 SOURCES = ("de-DE", "fr-FR", "sw-KE")
+
+WIDE_SHAPES = {
+    WORDS: (40, 6),
+    QUERY: (16, 16),
+    "roberta.encoder.layer.1.output.dense.weight": (5, 12),
+    "roberta.encoder.layer.1.output.dense.bias": (200,),
+    "classifier.out_proj.weight": (3, 6),
+}
 
 
 def recipe_of(root: Path, **changes: Any) -> Recipe:
@@ -55,6 +75,52 @@ def streamed(recipe: Recipe) -> Tensors:
 def entries(out: Path) -> dict[str, dict[str, Any]]:
     record = json.loads((out / "langmerge.json").read_text())
     return {entry["tensor"]: entry for entry in record["tensors"]}
+
+
+def case_recipe(root: Path, method: str, parameters: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+    """The recipe of a method, with as many sources as it takes."""
+    names = SOURCES[: SPECS[method].sources[1]]
+    sources = {name: root / name for name in names}
+    return recipe_of(
+        root, **{"method": method, "parameters": parameters or {}, "sources": sources, **changes}
+    )
+
+
+def faults_of(root: Path, **changes: Any) -> tuple[str, ...]:
+    """What is wrong with a recipe."""
+    with pytest.raises(PlanError) as caught:
+        make_plan(recipe_of(root, **changes))
+    return caught.value.faults
+
+
+def treatments(root: Path, **changes: Any) -> dict[str, str]:
+    """What becomes of every tensor."""
+    return {tensor.name: tensor.treatment for tensor in make_plan(recipe_of(root, **changes)).tensors}
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several steps in a piece and several pieces in a tensor, though it has some hundred entries."""
+    monkeypatch.setattr(inputs, "STEP", 64)
+    monkeypatch.setattr(inputs, "PIECE", 128)
+
+
+@pytest.fixture(scope="session")
+def wide_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only: tensors of some hundred entries, the sources' deltas with a direction in common."""
+    root = tmp_path_factory.mktemp("wide")
+    base = drawn(0, shapes=WIDE_SHAPES)
+    moved = tuned(base, 9)
+    write_raw(root / "base", base)
+    for seed, name in enumerate(SOURCES, start=1):
+        write_raw(root / name, tuned(moved, seed))
+    return root
+
+
+@pytest.fixture
+def own_wide_pool(wide_pool: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(wide_pool, tmp_path / "pool"))
 
 
 @pytest.fixture(scope="session")

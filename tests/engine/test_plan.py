@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from langmerge.coefficients import Coefficients
 from langmerge.engine import make_plan, merge
 from langmerge.errors import PlanError
-from tests.engine.conftest import SOURCES, recipe_of
+from tests.engine.conftest import SOURCES, faults_of, recipe_of, treatments
 from tests.tiny import BUFFER, HEAD, LABELS, QUERY, SHAPES, WORDS, permuted, read_raw, write_raw
 
 
@@ -20,24 +19,6 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], *
     change(tensors)
     shutil.rmtree(folder)
     write_raw(folder, tensors, **options)
-
-
-PIECES = list("abcdefghijkl")
-
-
-def with_tokenizer(folder: Path, pieces: list[str], score: float = -1.0) -> None:
-    vocabulary = {"model": {"type": "Unigram", "vocab": [[piece, score] for piece in pieces]}}
-    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
-
-
-def faults_of(root: Path, **changes: Any) -> tuple[str, ...]:
-    with pytest.raises(PlanError) as caught:
-        make_plan(recipe_of(root, **changes))
-    return caught.value.faults
-
-
-def treatments(root: Path, **changes: Any) -> dict[str, str]:
-    return {tensor.name: tensor.treatment for tensor in make_plan(recipe_of(root, **changes)).tensors}
 
 
 def test_a_good_recipe_is_planned_whole(raw_pool: Path) -> None:
@@ -238,79 +219,6 @@ def test_heads_without_any_names_are_taken_as_they_are(own_pool: Path) -> None:
     assert (plan.labels, plan.permuted) == (None, ())
 
 
-def test_pieces_with_other_scores_are_the_same_pieces(own_pool: Path) -> None:
-    for name in ("base", *SOURCES):
-        with_tokenizer(own_pool / name, PIECES, score=-1.0 if name == "base" else -1.5)
-    plan = make_plan(recipe_of(own_pool))
-    assert not plan.vocabulary
-    assert not any(tensor.gathered for tensor in plan.written)
-
-
-def test_other_vocabularies_are_put_in_the_bases_order_by_piece(own_pool: Path) -> None:
-    """fr-FR has its first two pieces the other way round, sw-KE lacks the base's last one and has another."""
-    for name in ("base", *SOURCES):
-        with_tokenizer(own_pool / name, PIECES)
-    with_tokenizer(own_pool / "fr-FR", ["b", "a", *PIECES[2:]])
-    with_tokenizer(own_pool / "sw-KE", [*PIECES[:-1], "z"])
-    plan = make_plan(recipe_of(own_pool))
-    for tensor in plan.written:
-        found = {source: rows.tolist() for source, rows in tensor.rows.items()}
-        aligned = {"fr-FR": [1, 0, *range(2, 12)], "sw-KE": [*range(11), -1]}
-        assert found == (aligned if tensor.name == WORDS else {})
-        assert (tensor.gathered, tensor.base_rows) == (tensor.name == WORDS, None)
-    report = plan.vocabulary["checkpoints"]
-    assert report["de-DE"] == {"rows": 12, "same": True}
-    assert report["fr-FR"]["moved"] == 2
-    assert report["sw-KE"]["missing"] == {"count": 1, "first": ["l"]}
-    assert report["sw-KE"]["extra"] == {"count": 1, "first": ["z"]}
-
-
-@pytest.mark.parametrize("rows", [11, 13])
-def test_embeddings_of_another_length_are_brought_to_the_bases(own_pool: Path, rows: int) -> None:
-    """Eleven pieces in all: only the padding behind them differs."""
-    for name in ("base", *SOURCES):
-        with_tokenizer(own_pool / name, PIECES[:11])
-    rewritten(own_pool / "fr-FR", lambda tensors: tensors.update({WORDS: torch.ones(rows, 6)}))
-    with_tokenizer(own_pool / "fr-FR", PIECES[:11])
-    plan = make_plan(recipe_of(own_pool))
-    (words,) = [tensor for tensor in plan.written if tensor.name == WORDS]
-    assert words.shape == (12, 6)
-    expected = {11: [*range(11), -1], 13: [*range(12)]}
-    assert {name: one.tolist() for name, one in words.rows.items()} == {"fr-FR": expected[rows]}
-    assert plan.vocabulary["checkpoints"]["fr-FR"]["rows"] == rows
-
-
-def test_the_config_of_a_longer_donor_says_what_is_stored(own_pool: Path) -> None:
-    """The base has no head, so the config is the first source's, whose embeddings are cut off."""
-    tensors = {name: one for name, one in read_raw(own_pool / "base").items() if "classifier" not in name}
-    write_raw(own_pool / "base", tensors, labels=None)
-    for name in SOURCES:
-        longer = {**read_raw(own_pool / name), WORDS: torch.randn(13, 6)}
-        write_raw(own_pool / name, longer, vocab_size=13)
-    for name in ("base", *SOURCES):
-        with_tokenizer(own_pool / name, PIECES)
-    plan = make_plan(recipe_of(own_pool))
-    assert plan.companions.donor == own_pool / "de-DE"
-    assert plan.companions.config["vocab_size"] == 12
-    assert plan.companions.tokenizers[0] == own_pool / "base"
-
-
-def test_tokenizers_of_sources_must_agree_where_the_base_has_none(own_pool: Path) -> None:
-    for name in SOURCES:
-        with_tokenizer(own_pool / name, PIECES)
-    assert make_plan(recipe_of(own_pool)).written
-    with_tokenizer(own_pool / "fr-FR", ["b", "a", *PIECES[2:]])
-    (fault,) = faults_of(own_pool)
-    assert fault.startswith("fr-FR and de-DE have different vocabularies and the base")
-
-
-def test_a_garbled_tokenizer(own_pool: Path) -> None:
-    with_tokenizer(own_pool / "de-DE", ["a", "b"])
-    (own_pool / "sw-KE" / "tokenizer.json").write_text("{}")
-    (fault,) = faults_of(own_pool)
-    assert fault.endswith("sw-KE/tokenizer.json is no tokenizer file")
-
-
 def snapshot(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -384,89 +292,6 @@ def test_what_only_the_base_has_is_dropped_and_listed(own_pool: Path) -> None:
     assert (dropped.name, dropped.reason) == ("pooler.dense.bias", "only the base has it")
     assert plan.tensors[-1] == dropped
     assert "pooler.dense.bias" not in {tensor.name for tensor in plan.written}
-
-
-@pytest.mark.parametrize(
-    ("changes", "group", "treatment"),
-    [
-        ({"embeddings": "base"}, "embeddings", "base"),
-        ({"embeddings": "mean"}, "embeddings", "mean"),
-        ({"embeddings": "source:fr-FR"}, "embeddings", "source"),
-        ({"head": "mean"}, "classifier", "mean"),
-        ({"head": "base"}, "classifier", "base"),
-        ({"head": "source:sw-KE"}, "classifier", "source"),
-        ({"layers": "1"}, "layer.0.", "base"),
-        ({"layers": 1, "other_layers": "mean"}, "layer.0.", "mean"),
-        ({"layers": "0-0", "other_layers": "source:de-DE"}, "layer.1.", "source"),
-        ({"layers": "0,1", "other_layers": "mean"}, "no such part", ""),
-    ],
-)
-def test_policies(raw_pool: Path, changes: dict[str, str], group: str, treatment: str) -> None:
-    found = treatments(raw_pool, method="task_arithmetic", **changes)
-    assert {name: one for name, one in found.items() if one != "merged"} == {
-        name: treatment for name in SHAPES if group in name
-    }
-
-
-def test_one_sources_part_says_whose_it_is(raw_pool: Path) -> None:
-    plan = make_plan(recipe_of(raw_pool, embeddings="source:fr-FR"))
-    (words,) = [tensor for tensor in plan.written if tensor.name == WORDS]
-    assert (words.sources, words.weights) == (SOURCES, (0.0, 1.0, 0.0))
-    assert words.reason == "the recipe says embeddings: source:fr-FR"
-
-
-def test_the_head_of_a_base_without_one(own_pool: Path) -> None:
-    base = {name: one for name, one in read_raw(own_pool / "base").items() if "classifier" not in name}
-    write_raw(own_pool / "base", base, labels=None)
-    for said, treatment in (("merge", "mean"), ("mean", "mean"), ("source:de-DE", "source")):
-        found = treatments(own_pool, method="ties", head=said)
-        assert {one for name, one in found.items() if "classifier" in name} == {treatment}
-    faults = faults_of(own_pool, head="base")
-    assert len(faults) == 3
-    assert all(fault.startswith("the recipe says head: base, but the base") for fault in faults)
-    assert sum(HEAD in fault for fault in faults) == 1
-
-
-@pytest.mark.parametrize("layers", ["2", "0-2", "7,0"])
-def test_layers_that_the_model_lacks(raw_pool: Path, layers: str) -> None:
-    (fault,) = faults_of(raw_pool, layers=layers)
-    missing = "7" if "7" in layers else "2"
-    assert fault == f"layers names {missing}, the sources have layers 0 to 1"
-
-
-def test_layers_of_a_model_without_any(tmp_path: Path) -> None:
-    for place, name in enumerate(("base", *SOURCES)):
-        write_raw(tmp_path / name, {"w": torch.full((2,), float(place))})
-    (fault,) = faults_of(tmp_path, layers="0-20")
-    assert fault == "layers names 0, 1, 2, 3, 4, 5, 6, 7 …, the sources have no numbered layers"
-
-
-def test_numbers_per_source_follow_their_source(raw_pool: Path) -> None:
-    """Given in the recipe's order, used in the order of arithmetic."""
-    backwards = {name: raw_pool / name for name in reversed(SOURCES)}
-    parameters = {"density": [0.1, 0.2, 0.3]}
-    plan = make_plan(recipe_of(raw_pool, method="ties", sources=backwards, parameters=parameters))
-    assert tuple(plan.sources) == SOURCES
-    assert plan.parameters["density"] == [0.3, 0.2, 0.1]
-    assert plan.tensors[0].parameters["density"] == [0.3, 0.2, 0.1]
-    two = {name: raw_pool / name for name in ("fr-FR", "de-DE")}
-    kept = make_plan(recipe_of(raw_pool, method="slerp", sources=two, parameters={"t": 0.25}))
-    assert tuple(kept.sources) == ("fr-FR", "de-DE")
-
-
-def test_density_and_epsilon_are_checked_together(raw_pool: Path) -> None:
-    """0.1 is no density for the default epsilon of 0.15, but it is for 0.05."""
-    good = {"density": 0.1, "epsilon": 0.05}
-    assert make_plan(recipe_of(raw_pool, method="della_ties", parameters=good)).parameters["density"] == 0.1
-    (fault,) = faults_of(raw_pool, method="della_ties", parameters={"density": 0.1})
-    assert "density 0.1 and epsilon 0.15" in fault
-    (fault,) = faults_of(raw_pool, method="della_ties", parameters={"density": 0.1, "epsilon": 0.2})
-    assert "density 0.1 and epsilon 0.2" in fault
-
-
-def test_a_list_of_another_length(raw_pool: Path) -> None:
-    (fault,) = faults_of(raw_pool, method="ties", parameters={"density": [0.1, 0.2]})
-    assert fault == "ties: density has 2 numbers for 3 sources"
 
 
 def test_matrix_methods_take_the_encoders_matrices(raw_pool: Path) -> None:

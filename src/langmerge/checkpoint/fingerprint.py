@@ -21,7 +21,7 @@ from langmerge.checkpoint.places import read_json
 from langmerge.checkpoint.reader import Checkpoint, open_checkpoint
 from langmerge.errors import CheckpointError
 
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 """Entries of a tensor that are hashed at once."""
 
 KEPT = ".langmerge.fingerprint"

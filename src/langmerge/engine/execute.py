@@ -108,7 +108,8 @@ def merge(
     Raises:
         PlanError: the recipe cannot be carried out; lists every fault.
         OutputError: `out` exists, holds one of the inputs, or cannot be written.
-        CheckpointError: a tensor holds NaN or infinity.
+        CheckpointError: a tensor holds NaN or infinity, or the result does not fit its dtype.
+        InputError: the device is not there.
     """
     out = Path(out)
     check_output(out, overwrite=overwrite)

@@ -10,7 +10,7 @@ import numpy as np
 from langmerge.checkpoint import CHUNK, DTYPES, Checkpoint, TensorInfo
 from langmerge.engine.plan import Plan, Rows, TensorPlan
 
-STEP = 4 * CHUNK
+STEP = CHUNK
 """Entries that are merged at once: few enough for a cache, enough to forget what Python takes for each."""
 
 PIECE = 4 * STEP

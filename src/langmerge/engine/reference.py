@@ -32,7 +32,9 @@ class TorchBackend:
         # torch asserts that it was built for the device.
         except (RuntimeError, AssertionError) as error:
             why = str(error).splitlines()[0]
-            raise InputError(f"device {device!r} cannot be used: {why}; choose cpu, or see langmerge doctor") from None
+            raise InputError(
+                f"device {device!r} cannot be used: {why}; choose cpu, or see langmerge doctor"
+            ) from None
 
     def sees(self, tensor: TensorPlan) -> str:
         """What the method must have in sight at once."""
@@ -109,7 +111,14 @@ class TorchOperation:
         self._has_offset = "offset" in taken
 
     def merge(
-        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
+        self,
+        base: Span | None,
+        sources: Sequence[Span],
+        start: int,
+        out: Any,
+        dtype: str,
+        *,
+        seen: Callable[[int, int], None] | None = None,
     ) -> tuple[bool, np.ndarray[Any, Any]]:
         """Merge a chunk into `out`; returns what the compiled operation returns.
 
@@ -117,6 +126,8 @@ class TorchOperation:
             MethodError: the method cannot merge these numbers; names the tensor.
         """
         tensor = self._job.inputs.tensor
+        if seen is not None:
+            seen(0, sources[0].entries)
         own, tuned, weights = self._backend._given(self._job, base, sources)
         offset = {"offset": start} if self._has_offset else {}
         try:

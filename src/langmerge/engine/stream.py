@@ -33,7 +33,14 @@ class Operating(Protocol):
     """A merge of chunks of one tensor."""
 
     def merge(
-        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
+        self,
+        base: Span | None,
+        sources: Sequence[Span],
+        start: int,
+        out: Any,
+        dtype: str,
+        *,
+        seen: Callable[[int, int], None] | None = None,
     ) -> tuple[bool, np.ndarray[Any, Any]]: ...
 
 
@@ -86,6 +93,11 @@ class Stream:
         kernels = compiled_kernels()
         self._compiled = CompiledBackend(kernels) if kernels is not None and self.device == "cpu" else None
         self._torch: Backend | None = None
+        if self.device != "cpu":
+            # Now: a device that is not there is found before anything is written.
+            from langmerge.engine.reference import TorchBackend
+
+            self._torch = TorchBackend(self.device)
         self._own = threading.local()
         self._hashed = {c.folder for c in self.plan.checkpoints if kept_fingerprint(c) is None}
 
@@ -191,7 +203,8 @@ class Stream:
         digests: list[list[bytes]] = [[] for _ in hashing]
         for start, stop in inputs.chunks(*piece, sees=sees):
             base, sources = inputs.spans(start, stop)
-            finite, squares = operation.merge(base, sources, start, out, tensor.dtype)
+            seen = _hasher([*sources, *([base] if base else [])], hashing, digests) if hashing else None
+            finite, squares = operation.merge(base, sources, start, out, tensor.dtype, seen=seen)
             if not finite:
                 raise non_finite_fault(job)
             raw = memoryview(out)[: (stop - start) * width]
@@ -207,9 +220,6 @@ class Stream:
                 raise out_of_range_fault(job)
             sink(tensor, start * width, raw)
             total += squares
-            spans = [*sources, *([base] if base is not None else [])]
-            for own, which in zip(digests, hashing, strict=True):
-                own += chunk_digests(spans[which].stored())
         inputs.let_go(*piece)
         return total, digests
 
@@ -284,6 +294,19 @@ def _is_out_of_range(raw: memoryview, dtype: str) -> bool:
         return False
     whole, bits = _ALL_SET[dtype]
     return bool(((np.frombuffer(raw, whole) & bits) == bits).any())
+
+
+def _hasher(
+    spans: Sequence[Span], hashing: Sequence[int], digests: Sequence[list[bytes]]
+) -> Callable[[int, int], None]:
+    """Takes the hashes of a stretch of some spans: the bytes are read anyhow, now they are in the cache."""
+    stored = [spans[which].stored() for which in hashing]
+
+    def take(first: int, last: int) -> None:
+        for one, own in zip(stored, digests, strict=True):
+            own += chunk_digests(one[first:last])
+
+    return take
 
 
 def _keeps_what_agrees(tensor: TensorPlan) -> bool:

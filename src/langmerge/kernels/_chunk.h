@@ -348,7 +348,6 @@ static int NAME(merge_blocks)(Chunk *c)
     if (!tau) return -1;
     float *delta = c->op == COMBINE ? tau : tau + N * BLOCK, base_space[BLOCK], merged[BLOCK], result_space[BLOCK];
     const float *base = base_space;
-    memset(c->squares, 0, sizeof(double) * (size_t)(N + 1));
     c->finite = 1;
     for (Py_ssize_t start = 0; start < c->entries; start += BLOCK) {
         const Py_ssize_t n = c->entries - start < BLOCK ? c->entries - start : BLOCK;

@@ -23,7 +23,7 @@ def merge(
     squares: Any,
     /,
 ) -> bool:
-    """Merge a chunk; `squares` (N + 1, float64) gets ‖τ_i‖² and ‖τ_m‖². False if something is not finite."""
+    """Merge a chunk; ‖τ_i‖² and ‖τ_m‖² are added to `squares` (N + 1, float64). False if something is not finite."""
 
 def gram(entries: int, inputs: tuple[Input, ...], base: Input | None, out: Any, /) -> bool:
     """Dot products of the sources, or with a base of their deltas, into `out` (N, N) float64."""
