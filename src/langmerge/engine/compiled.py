@@ -1,13 +1,12 @@
 """Merging by the compiled kernels: one pass over all sources, without torch."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from langmerge.checkpoint import CHUNK, DTYPES
 from langmerge.engine.inputs import Span
 from langmerge.engine.passes import Job, Measuring, Pass, non_finite_fault
 from langmerge.engine.plan import TensorPlan
@@ -211,48 +210,23 @@ class Operation:
         self._scale, self._n = scale, len(weights)
 
     def merge(
-        self,
-        base: Span | None,
-        sources: Sequence[Span],
-        start: int,
-        out: Any,
-        dtype: str,
-        *,
-        seen: Callable[[int, int], None] | None = None,
+        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
     ) -> tuple[bool, _Array]:
         """Merge a chunk into `out`.
-
-        Args:
-            base: of the chunk.
-            sources: of the chunk.
-            start: place of its first entry in the tensor.
-            out: gets the result.
-            dtype: of the result.
-            seen: is told about every stretch (first and last entry) just before it is merged: what it reads is then
-                in the cache.
 
         Returns:
             Whether all is finite, and ‖τ_i‖² of every source, ‖τ_m‖² last; zeros without a base.
         """
         squares = np.zeros(self._n + 1)
         op, about_base, count, normalize, weights, bounds, streams = self._settings
-        entries = sources[0].entries
-        step = CHUNK if seen is not None else max(1, entries)
-        code, width = DTYPE_CODES[dtype], DTYPES[dtype].itemsize
-        finite = True
-        for first in range(0, entries, step):
-            last = min(first + step, entries)
-            if seen is not None:
-                seen(first, last)
-            # The kernel adds to `squares`, block by block: in stretches or at once, the sum is the same.
-            finite &= self._merge(
-                last - first,
-                tuple([_triple(span, first) for span in sources]),
-                _triple(base, first) if base is not None else None,
-                op, about_base, count, normalize, weights, bounds, streams, start + first, self._scale,
-                (out, first * width, code),
-                squares,
-            )  # fmt: skip
+        finite = self._merge(
+            sources[0].entries,
+            tuple(map(_triple, sources)),
+            _triple(base),
+            op, about_base, count, normalize, weights, bounds, streams, start, self._scale,
+            (out, 0, DTYPE_CODES[dtype]),
+            squares,
+        )  # fmt: skip
         return finite, squares
 
 
@@ -312,8 +286,5 @@ def _per_source(tensor: TensorPlan, key: str) -> list[float]:
     return list(value) if isinstance(value, list | tuple) else [value] * len(tensor.sources)
 
 
-def _triple(span: Span | None, first: int = 0) -> tuple[Any, int, int] | None:
-    if span is None:
-        return None
-    buffer, offset, dtype, _ = span
-    return buffer, offset + first * DTYPES[dtype].itemsize, DTYPE_CODES[dtype]
+def _triple(span: Span | None) -> tuple[Any, int, int] | None:
+    return None if span is None else (span.buffer, span.offset, DTYPE_CODES[span.dtype])

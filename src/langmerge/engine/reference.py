@@ -111,14 +111,7 @@ class TorchOperation:
         self._has_offset = "offset" in taken
 
     def merge(
-        self,
-        base: Span | None,
-        sources: Sequence[Span],
-        start: int,
-        out: Any,
-        dtype: str,
-        *,
-        seen: Callable[[int, int], None] | None = None,
+        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
     ) -> tuple[bool, np.ndarray[Any, Any]]:
         """Merge a chunk into `out`; returns what the compiled operation returns.
 
@@ -126,8 +119,6 @@ class TorchOperation:
             MethodError: the method cannot merge these numbers; names the tensor.
         """
         tensor = self._job.inputs.tensor
-        if seen is not None:
-            seen(0, sources[0].entries)
         own, tuned, weights = self._backend._given(self._job, base, sources)
         offset = {"offset": start} if self._has_offset else {}
         try:

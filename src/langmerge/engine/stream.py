@@ -33,14 +33,7 @@ class Operating(Protocol):
     """A merge of chunks of one tensor."""
 
     def merge(
-        self,
-        base: Span | None,
-        sources: Sequence[Span],
-        start: int,
-        out: Any,
-        dtype: str,
-        *,
-        seen: Callable[[int, int], None] | None = None,
+        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
     ) -> tuple[bool, np.ndarray[Any, Any]]: ...
 
 
@@ -203,8 +196,11 @@ class Stream:
         digests: list[list[bytes]] = [[] for _ in hashing]
         for start, stop in inputs.chunks(*piece, sees=sees):
             base, sources = inputs.spans(start, stop)
-            seen = _hasher([*sources, *([base] if base else [])], hashing, digests) if hashing else None
-            finite, squares = operation.merge(base, sources, start, out, tensor.dtype, seen=seen)
+            # Hashed first: the bytes are read anyhow, and are then near when they are merged.
+            spans = [*sources, *([base] if base else [])]
+            for own, which in zip(digests, hashing, strict=True):
+                own += chunk_digests(spans[which].stored())
+            finite, squares = operation.merge(base, sources, start, out, tensor.dtype)
             if not finite:
                 raise non_finite_fault(job)
             raw = memoryview(out)[: (stop - start) * width]
@@ -294,19 +290,6 @@ def _is_out_of_range(raw: memoryview, dtype: str) -> bool:
         return False
     whole, bits = _ALL_SET[dtype]
     return bool(((np.frombuffer(raw, whole) & bits) == bits).any())
-
-
-def _hasher(
-    spans: Sequence[Span], hashing: Sequence[int], digests: Sequence[list[bytes]]
-) -> Callable[[int, int], None]:
-    """Takes the hashes of a stretch of some spans: the bytes are read anyhow, now they are in the cache."""
-    stored = [spans[which].stored() for which in hashing]
-
-    def take(first: int, last: int) -> None:
-        for one, own in zip(stored, digests, strict=True):
-            own += chunk_digests(one[first:last])
-
-    return take
 
 
 def _keeps_what_agrees(tensor: TensorPlan) -> bool:
