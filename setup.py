@@ -12,7 +12,7 @@ setup(
         Extension(
             "langmerge.kernels._compiled",
             ["src/langmerge/kernels/_compiled.c"],
-            depends=["src/langmerge/kernels/_chunk.h"],
+            depends=["src/langmerge/kernels/_chunk.h", "src/langmerge/kernels/_xxh3.h"],
             extra_compile_args=FLAGS,
             libraries=[] if sys.platform == "win32" else ["m"],
             py_limited_api=True,

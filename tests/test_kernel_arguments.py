@@ -19,7 +19,7 @@ GOOD: dict[str, list[Any]] = {
     "merge": [
         4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), OPERATIONS["dare_ties"], True, False, True,
         np.ones(2, np.float32), np.ones(2, np.float32), np.zeros((2, 2), np.uint64), 0, 1.0,
-        (np.zeros(4, np.float32), 0, F32), np.zeros(3),
+        (np.zeros(4, np.float32), 0, F32), np.zeros(3), None, None,
     ],
     "gram": [4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.zeros((2, 2))],
     "count": [
@@ -151,7 +151,7 @@ for entries in (2**60, 2**61, 2**62, 2**63 - 1):
     for code in range(6):
         one = (four, 0, code)
         for name, rest in {
-            "merge": (3, True, False, True, n(1), n(1), n((1, 2), np.uint64), 0, 1.0, one, n(2)),
+            "merge": (3, True, False, True, n(1), n(1), n((1, 2), np.uint64), 0, 1.0, one, n(2), None, None),
             "gram": (n((1, 1)),),
             "count": (n(1, np.uint32), 8, 1, n((1, 5), np.int64)),
             "select": (np.ones(1, np.int64), n(4, np.uint32), n(1, np.float32)),
@@ -170,3 +170,27 @@ def test_numbers_of_entries_whose_bytes_overflow_are_refused() -> None:
     command = [sys.executable, "-c", OVERFLOWING]
     ran = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ran.returncode == 0, (ran.returncode, ran.stdout.splitlines()[-1:], ran.stderr)
+
+
+@pytest.mark.parametrize(
+    ("entries", "base", "hashed", "digests"),
+    [
+        (60, True, b"\1\0", np.zeros((2, 16), np.uint8)),
+        (60, True, b"\0\1", np.zeros((2, 16), np.uint8)),
+        (61, False, b"\0\1", np.zeros((2, 16), np.uint8)),
+        (61, True, b"\1", np.zeros((2, 16), np.uint8)),
+        (61, True, b"\1\1", np.zeros(31, np.uint8)),
+        (61, True, b"\1\1", bytes(32)),
+        (61, True, b"\1\1", None),
+        (61, True, 1, np.zeros((2, 16), np.uint8)),
+    ],
+)
+def test_hashes_that_cannot_be_taken_are_refused(entries: int, base: bool, hashed: Any, digests: Any) -> None:
+    given = (np.zeros(entries, np.float32), 0, F32)
+    arguments = (
+        entries, (given,), given if base else None, OPERATIONS["combine"], False, False, False,
+        np.ones(1, np.float32), None, None, 0, 1.0, None, np.zeros(2),
+    )  # fmt: skip
+    with pytest.raises(REFUSED):
+        compiled.merge(*arguments, hashed, digests)
+    assert compiled.merge(*arguments, b"\0\0", np.zeros((2, 16), np.uint8))

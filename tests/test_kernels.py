@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,8 @@ def merged(
         scale,
         triple(result),
         squares,
+        None,
+        None,
     )
     return finite, result, squares
 
@@ -303,3 +306,21 @@ def test_missing_kernels_are_an_error_only_where_they_are_asked_for(monkeypatch:
     monkeypatch.setenv(CHOICE, "compiled")
     with pytest.raises(InputError, match="no compiled kernels: install a C compiler"):
         compiled_kernels()
+
+
+@pytest.mark.parametrize("entries", [61, 121, 255, 256, 257, 1000, 1024, 1025, 4096, 65537])
+def test_inputs_are_hashed_as_xxhash_hashes_them(kernels: ModuleType, entries: int) -> None:
+    draw = np.random.default_rng(entries)
+    base = draw.standard_normal(entries).astype(np.float32)
+    halves, doubles = base.astype(np.float16), base.astype(np.float64)
+    asked = b"\0\1\1" if entries < 121 else b"\1\1\1"
+    digests, squares = np.zeros((3, 16), np.uint8), np.zeros(3)
+    finite = compiled.merge(
+        entries, (triple(halves), triple(doubles)), triple(base), 0, True, False, False,
+        np.ones(2, np.float32), None, None, 0, 1.0, None, squares, asked, digests,
+    )  # fmt: skip
+    assert finite
+    expected = [xxhash.xxh3_128_digest(one.tobytes()) for one in (halves, doubles, base)]
+    assert [one.tobytes() for one in digests] == [
+        digest if wanted else bytes(16) for digest, wanted in zip(expected, asked, strict=True)
+    ]

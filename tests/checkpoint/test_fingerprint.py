@@ -12,13 +12,13 @@ import torch
 from langmerge.checkpoint import (
     CHUNK,
     checkpoint_signature,
-    chunk_digests,
     fingerprint,
     folder_signature,
     kept_fingerprint,
     open_checkpoint,
     tensor_digest,
 )
+from langmerge.checkpoint.fingerprint import chunk_digests
 from langmerge.engine import merge
 from langmerge.errors import CheckpointError
 from langmerge.recipe import Recipe

@@ -3,7 +3,7 @@
 from langmerge.checkpoint.fingerprint import (
     CHUNK,
     checkpoint_signature,
-    chunk_digests,
+    chunk_digest,
     fingerprint,
     folder_signature,
     kept_fingerprint,
@@ -24,7 +24,7 @@ __all__ = [
     "WeightWriter",
     "check_output",
     "checkpoint_signature",
-    "chunk_digests",
+    "chunk_digest",
     "fingerprint",
     "folder_signature",
     "kept_fingerprint",

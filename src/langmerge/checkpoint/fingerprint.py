@@ -34,12 +34,14 @@ COUNTED = ("config.json", "tokenizer.json")
 """Files beside the weights that make it another model."""
 
 
+def chunk_digest(stored: np.ndarray[Any, Any]) -> bytes:
+    """Hash of one chunk, flat."""
+    return xxhash.xxh3_128_digest(stored.view(np.uint8).data)
+
+
 def chunk_digests(stored: np.ndarray[Any, Any]) -> list[bytes]:
     """Hashes of the chunks of a flat stretch that begins where a chunk does."""
-    return [
-        xxhash.xxh3_128_digest(stored[start : start + CHUNK].view(np.uint8).data)
-        for start in range(0, len(stored), CHUNK)
-    ]
+    return [chunk_digest(stored[start : start + CHUNK]) for start in range(0, len(stored), CHUNK)]
 
 
 def tensor_digest(chunks: list[bytes]) -> str:

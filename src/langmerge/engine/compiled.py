@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from langmerge.checkpoint import chunk_digest
 from langmerge.engine.inputs import Span
-from langmerge.engine.passes import Job, Measuring, Pass, non_finite_fault
+from langmerge.engine.passes import Job, Measuring, MergedChunk, Pass, non_finite_fault
 from langmerge.engine.plan import TensorPlan
 from langmerge.kernels import DTYPE_CODES, OPERATIONS
 from langmerge.methods.mixing import mixing_of
@@ -19,6 +20,9 @@ OWN = frozenset({"linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"
 
 SELECTED = 1 << 23
 """Entries up to which a tensor's trim threshold is selected at once; larger ones are counted in passes."""
+
+_HASHED = 241
+"""Bytes from which on the merge kernel hashes an input."""
 
 _SAMPLE = 1 << 20
 _RUN = 1 << 12
@@ -210,14 +214,23 @@ class Operation:
         self._scale, self._n = scale, len(weights)
 
     def merge(
-        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
-    ) -> tuple[bool, _Array]:
-        """Merge a chunk into `out`.
-
-        Returns:
-            Whether all is finite, and ‖τ_i‖² of every source, ‖τ_m‖² last; zeros without a base.
-        """
+        self,
+        base: Span | None,
+        sources: Sequence[Span],
+        start: int,
+        out: Any,
+        dtype: str,
+        hashing: Sequence[int] = (),
+    ) -> MergedChunk:
+        """Merge a chunk into `out`, and hash those of its inputs (the base last)."""
+        spans = [*sources, *([base] if base else [])]
         squares = np.zeros(self._n + 1)
+        hashed = digests = None
+        # The kernel has the formula of long inputs only.
+        if inside := [i for i in hashing if spans[i].stored().nbytes >= _HASHED]:
+            hashed, digests = bytearray(self._n + 1), np.empty((self._n + 1, 16), np.uint8)
+            for i in inside:
+                hashed[i] = 1
         op, about_base, count, normalize, weights, bounds, streams = self._settings
         finite = self._merge(
             sources[0].entries,
@@ -225,9 +238,18 @@ class Operation:
             _triple(base),
             op, about_base, count, normalize, weights, bounds, streams, start, self._scale,
             (out, 0, DTYPE_CODES[dtype]),
-            squares,
+            squares, hashed, digests,
         )  # fmt: skip
-        return finite, squares
+        return MergedChunk(
+            finite,
+            squares,
+            [
+                digests[i].tobytes()
+                if digests is not None and i in inside
+                else chunk_digest(spans[i].stored())
+                for i in hashing
+            ],
+        )
 
 
 class _Counts:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,20 @@ class Pass:
 
     pieces: Sequence[tuple[Job, int, int]]
     work: Callable[[Job, int, int], Part]
+
+
+class MergedChunk(NamedTuple):
+    """What is known of a chunk that was merged.
+
+    Attributes:
+        finite: all of its inputs and of its result.
+        squares: ‖τ_i‖² of every source, ‖τ_m‖² last; zeros without a base.
+        digests: of the inputs that were to be hashed. The bytes are read anyhow, and are then near.
+    """
+
+    finite: bool
+    squares: np.ndarray[Any, Any]
+    digests: list[bytes]
 
 
 Measuring = Generator[Pass, list[Part], None]

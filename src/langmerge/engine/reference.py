@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langmerge.checkpoint import DTYPES
+from langmerge.checkpoint import DTYPES, chunk_digest
 from langmerge.checkpoint.tensors import TORCH_DTYPES
 from langmerge.engine.inputs import Span
-from langmerge.engine.passes import Job, Measuring, Pass
+from langmerge.engine.passes import Job, Measuring, MergedChunk, Pass
 from langmerge.engine.plan import TensorPlan
 from langmerge.errors import InputError, MethodError
 from langmerge.methods import METHODS, measures_of, sees_of
@@ -111,9 +111,15 @@ class TorchOperation:
         self._has_offset = "offset" in taken
 
     def merge(
-        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
-    ) -> tuple[bool, np.ndarray[Any, Any]]:
-        """Merge a chunk into `out`; returns what the compiled operation returns.
+        self,
+        base: Span | None,
+        sources: Sequence[Span],
+        start: int,
+        out: Any,
+        dtype: str,
+        hashing: Sequence[int] = (),
+    ) -> MergedChunk:
+        """Merge a chunk into `out`, and hash those of its inputs (the base last).
 
         Raises:
             MethodError: the method cannot merge these numbers; names the tensor.
@@ -134,7 +140,8 @@ class TorchOperation:
             finite = bool(torch.isfinite(result).all())
         raw = _stored(result, dtype)
         memoryview(out).cast("B")[: raw.nbytes] = raw.data.cast("B") if raw.nbytes else b""
-        return finite, squares
+        spans = [*sources, *([base] if base else [])]
+        return MergedChunk(finite, squares, [chunk_digest(spans[i].stored()) for i in hashing])
 
 
 def _stored(result: Tensor, dtype: str) -> np.ndarray[Any, Any]:

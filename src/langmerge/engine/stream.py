@@ -12,10 +12,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from langmerge.checkpoint import DTYPES, chunk_digests, kept_fingerprint, tensor_digest
+from langmerge.checkpoint import DTYPES, kept_fingerprint, tensor_digest
 from langmerge.engine.compiled import SELECTED, CompiledBackend
 from langmerge.engine.inputs import STEP, Span, TensorInputs
-from langmerge.engine.passes import Job, Measuring, collect, non_finite_fault, out_of_range_fault, run_all
+from langmerge.engine.passes import (
+    Job,
+    Measuring,
+    MergedChunk,
+    collect,
+    non_finite_fault,
+    out_of_range_fault,
+    run_all,
+)
 from langmerge.engine.plan import Plan, TensorPlan
 from langmerge.kernels import DTYPE_CODES, compiled_kernels
 
@@ -33,8 +41,14 @@ class Operating(Protocol):
     """A merge of chunks of one tensor."""
 
     def merge(
-        self, base: Span | None, sources: Sequence[Span], start: int, out: Any, dtype: str
-    ) -> tuple[bool, np.ndarray[Any, Any]]: ...
+        self,
+        base: Span | None,
+        sources: Sequence[Span],
+        start: int,
+        out: Any,
+        dtype: str,
+        hashing: Sequence[int] = (),
+    ) -> MergedChunk: ...
 
 
 class Backend(Protocol):
@@ -196,13 +210,11 @@ class Stream:
         digests: list[list[bytes]] = [[] for _ in hashing]
         for start, stop in inputs.chunks(*piece, sees=sees):
             base, sources = inputs.spans(start, stop)
-            # Hashed first: the bytes are read anyhow, and are then near when they are merged.
-            spans = [*sources, *([base] if base else [])]
-            for own, which in zip(digests, hashing, strict=True):
-                own += chunk_digests(spans[which].stored())
-            finite, squares = operation.merge(base, sources, start, out, tensor.dtype)
+            finite, squares, hashes = operation.merge(base, sources, start, out, tensor.dtype, hashing)
             if not finite:
                 raise non_finite_fault(job)
+            for own, digest in zip(digests, hashes, strict=True):
+                own.append(digest)
             raw = memoryview(out)[: (stop - start) * width]
             if (
                 base is not None

@@ -17,6 +17,7 @@
 #define trim NAME(trim)
 #define drop NAME(drop)
 #define rows_of NAME(rows_of)
+#define hash_inputs NAME(hash_inputs)
 #define squared_distance NAME(squared_distance)
 #define add_row NAME(add_row)
 #define sparse_row NAME(sparse_row)
@@ -25,6 +26,7 @@
 #define Masks NAME(Masks)
 #define Doubles NAME(Doubles)
 #define dot NAME(dot)
+#include "_xxh3.h"
 INLINE float from_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 INLINE uint32_t to_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
 
@@ -341,6 +343,17 @@ INLINE void merge_sources(const Chunk *c, float *restrict tau, float *restrict d
     if (c->op == DARE_TIES) elect(c, delta, tau, merged, n);
 }
 
+/* A block of every input whose digest is wanted. */
+INLINE void hash_inputs(Chunk *c, Py_ssize_t start, Py_ssize_t stop)
+{
+    for (Py_ssize_t s = 0; s <= c->sources; s++) {
+        if (!c->hashed[s]) continue;
+        const char *data = s < c->sources ? c->from[s] : c->base;
+        const Py_ssize_t width = WIDTH[s < c->sources ? c->dtype[s] : c->base_dtype];
+        hash_stretch(c->hashing + 8 * s, data, start * width, stop * width, c->entries * width, c->digests + 16 * s);
+    }
+}
+
 static int NAME(merge_blocks)(Chunk *c)
 {
     const Py_ssize_t N = c->sources;
@@ -351,6 +364,7 @@ static int NAME(merge_blocks)(Chunk *c)
     c->finite = 1;
     for (Py_ssize_t start = 0; start < c->entries; start += BLOCK) {
         const Py_ssize_t n = c->entries - start < BLOCK ? c->entries - start : BLOCK;
+        if (c->hashed) hash_inputs(c, start, start + n);
         char *out = c->out ? c->out + start * WIDTH[c->out_dtype] : NULL;
         const int direct = out && c->out_dtype == F32 && ((uintptr_t)out & 3) == 0;
         float *restrict result = direct ? (float *)(void *)out : result_space;
@@ -500,6 +514,7 @@ static int NAME(select_blocks)(Chunk *c, const int64_t *rank, float *out, uint32
 #undef trim
 #undef drop
 #undef rows_of
+#undef hash_inputs
 #undef squared_distance
 #undef add_row
 #undef sparse_row
@@ -509,3 +524,8 @@ static int NAME(select_blocks)(Chunk *c, const int64_t *rank, float *out, uint32
 #undef Doubles
 #undef dot
 #undef PARTS
+#undef hash_stripes
+#undef hash_blocks
+#undef hash_end
+#undef hash_stretch
+#undef Words

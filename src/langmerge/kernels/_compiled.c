@@ -13,6 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "weights are stored with the low byte first: on this machine torch does the work"
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum { BLOCK = 1024, LANES = 16, MAX_SOURCES = 4096 };
@@ -49,9 +53,48 @@ typedef struct {
     float scale;
     char *out;                    /* or NULL */
     double *squares;              /* N + 1: ‖τ_i‖² and ‖τ_m‖² of the chunk, where there is a base */
+    const uint8_t *hashed;        /* N + 1: whether an input's digest is wanted, the base's last; or NULL */
+    uint8_t *digests;             /* (N + 1, 16) */
+    uint64_t *hashing;            /* (N + 1, 8): where they stand */
     int finite;
 } Chunk;
 
+enum { HASH_SECRET = 192, HASH_BLOCK = 1024, HASHED = 241 }; /* shorter inputs have another formula */
+
+/* The default secret of XXH3. */
+static const uint8_t hash_secret[HASH_SECRET] = {
+    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
+    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
+    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
+    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
+    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
+    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
+    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
+    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
+    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
+    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
+    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
+    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e};
+
+static const uint64_t hash_start[8] = {0xC2B2AE3Du,         0x9E3779B185EBCA87u, 0xC2B2AE3D27D4EB4Fu, 0x165667B19E3779F9u,
+                                       0x85EBCA77C2B2AE63u, 0x85EBCA77u,         0x27D4EB2F165667C5u, 0x9E3779B1u};
+
+static uint64_t folded(uint64_t x, uint64_t y)
+{
+    const unsigned __int128 product = (unsigned __int128)x * y;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static uint64_t hash_folded(const uint64_t *sum, const uint8_t *secret, uint64_t total)
+{
+    for (int k = 0; k < 4; k++) {
+        uint64_t key[2];
+        memcpy(key, secret + 16 * k, 16);
+        total += folded(sum[2 * k] ^ key[0], sum[2 * k + 1] ^ key[1]);
+    }
+    total = (total ^ (total >> 37)) * 0x165667919E3779F9u;
+    return total ^ (total >> 32);
+}
 
 /* One copy for each instruction set, chosen when the module is loaded. All give the same bits. */
 #define JOIN_(name, suffix) name##_##suffix
@@ -181,18 +224,44 @@ static PyObject *finish(Buffers *b, int failed, int finite)
     return PyBool_FromLong(finite);
 }
 
+/* Digests of the inputs are wanted. */
+static int begin_hashing(Chunk *c, Buffers *b, PyObject *hashed, PyObject *digests)
+{
+    const Py_ssize_t N = c->sources;
+    if (!(c->hashed = (uint8_t *)take(b, hashed, 0, N + 1, 0))) return -1;
+    if (!(c->digests = (uint8_t *)take(b, digests, 0, (N + 1) * 16, 1))) return -1;
+    for (Py_ssize_t s = 0; s <= N; s++) {
+        if (!c->hashed[s]) continue;
+        if (s == N && !c->base) {
+            PyErr_SetString(PyExc_ValueError, "there is no base to be hashed");
+            return -1;
+        }
+        if (c->entries * WIDTH[s < N ? c->dtype[s] : c->base_dtype] < HASHED) {
+            PyErr_SetString(PyExc_ValueError, "inputs of up to 240 bytes are hashed by another formula");
+            return -1;
+        }
+    }
+    c->hashing = PyMem_Malloc((size_t)(N + 1) * sizeof hash_start);
+    if (!c->hashing) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t s = 0; s <= N; s++) memcpy(c->hashing + 8 * s, hash_start, sizeof hash_start);
+    return 0;
+}
+
 static PyObject *merge(PyObject *self, PyObject *args)
 {
     (void)self;
     Chunk *c = PyMem_Calloc(1, sizeof *c);
     Buffers b = {0};
-    PyObject *inputs, *base, *weights, *bounds, *streams, *out, *squares;
+    PyObject *inputs, *base, *weights, *bounds, *streams, *out, *squares, *hashed, *digests;
     Py_ssize_t offset;
     int failed = 1, finite = 0;
     if (!c) return PyErr_NoMemory();
-    if (!PyArg_ParseTuple(args, "nO!OipppOOOnfOO", &c->entries, &PyTuple_Type, &inputs, &base, &c->op, &c->about_base,
+    if (!PyArg_ParseTuple(args, "nO!OipppOOOnfOOOO", &c->entries, &PyTuple_Type, &inputs, &base, &c->op, &c->about_base,
                           &c->count, &c->normalize, &weights, &bounds, &streams, &offset, &c->scale, &out,
-                          &squares) ||
+                          &squares, &hashed, &digests) ||
         begin(c, &b, inputs, base))
         goto end;
     const Py_ssize_t N = c->sources;
@@ -206,11 +275,13 @@ static PyObject *merge(PyObject *self, PyObject *args)
     if (c->op >= DARE && !(c->streams = (uint64_t *)take(&b, streams, 0, N * 16, 0))) goto end;
     if (out != Py_None && !(c->out = take_input(&b, out, c->entries, &c->out_dtype, 1))) goto end;
     if (!(c->squares = (double *)take(&b, squares, 0, (N + 1) * 8, 1))) goto end;
+    if (hashed != Py_None && begin_hashing(c, &b, hashed, digests)) goto end;
     Py_BEGIN_ALLOW_THREADS
     failed = merge_blocks(c);
     Py_END_ALLOW_THREADS
     finite = c->finite;
 end:
+    PyMem_Free(c->hashing);
     PyMem_Free(c);
     return finish(&b, failed, finite);
 }
@@ -306,7 +377,7 @@ static PyObject *instructions(PyObject *self, PyObject *args)
 static PyMethodDef functions[] = {
     {"merge", merge, METH_VARARGS,
      "merge(entries, inputs, base, op, about_base, count, normalize, weights, bounds, streams, offset, scale, out, "
-     "squares) -> finite"},
+     "squares, hashed, digests) -> finite"},
     {"gram", gram, METH_VARARGS, "gram(entries, inputs, base, out) -> finite"},
     {"count", count, METH_VARARGS, "count(entries, inputs, base, low, span, shift, counts) -> finite"},
     {"select", select_, METH_VARARGS, "select(entries, inputs, base, ranks, space, out) -> finite"},

@@ -21,9 +21,15 @@ def merge(
     scale: float,
     out: Input | None,
     squares: Any,
+    hashed: Any,
+    digests: Any,
     /,
 ) -> bool:
-    """Merge a chunk; ‖τ_i‖² and ‖τ_m‖² are added to `squares` (N + 1, float64). False if something is not finite."""
+    """Merge a chunk; ‖τ_i‖² and ‖τ_m‖² are added to `squares` (N + 1, float64). False if something is not finite.
+
+    Where `hashed` (N + 1 bytes, the base's last; or None) is not 0, XXH3-128 of an input's bytes, of which there must be
+    more than 240, goes into `digests` (N + 1, 16).
+    """
 
 def gram(entries: int, inputs: tuple[Input, ...], base: Input | None, out: Any, /) -> bool:
     """Dot products of the sources, or with a base of their deltas, into `out` (N, N) float64."""
