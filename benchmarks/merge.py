@@ -27,7 +27,6 @@ import sys
 import venv
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from _measure import Memory, Run, floor_seconds, run_process, warm
 from _models import FAMILIES, Family, make_models, scaled, tiny
 from _recipes import METHODS, inputs_of, mergekit_recipe, native_recipe, write_recipe
 from _report import Case, aligned, growth, measured_rows, verdicts
+
+import langmerge
 
 MERGEKIT = "mergekit==0.1.5"
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
@@ -208,7 +209,7 @@ def machine(bench: Bench) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "langmerge": version("langmerge"),
+        "langmerge": langmerge.__version__,
         "kernels": "compiled" if compiled_kernels() is not None else "torch",
         "threads": bench.threads,
         "rounds": bench.rounds,

@@ -36,7 +36,7 @@ METHODS = {
 EVERY = 5
 """Kills in a row before a merge is left to end."""
 
-COMMAND = (sys.executable, "-c", "from langmerge.cli import main; main()", "merge")
+COMMAND = (sys.executable, "-c", "from langmerge.cli import program; program()", "merge")
 
 
 @dataclass

@@ -6,6 +6,8 @@ Names load on first use, so that `import langmerge` loads neither torch nor tran
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.2.0"
+
 _HOMES = {
     "METHODS": "langmerge.methods",
     "Coefficients": "langmerge.coefficients",

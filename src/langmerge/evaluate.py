@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from langmerge import __version__
 from langmerge.checkpoint import folder_signature
 from langmerge.errors import CheckpointError
 from langmerge.models import (
@@ -102,7 +102,7 @@ class Evaluator:
                 "limit": self.limits.get(split),
                 "max_length": MAX_LENGTH,
                 "bf16": has_fast_bf16(best_device()),
-                "langmerge": version("langmerge"),
+                "langmerge": __version__,
             }
         )
 

@@ -14,7 +14,7 @@ from langmerge.recipe import Recipe
 from tests.checkpoint.large import write_sparse_llama
 
 SOURCES = [f"source{number}" for number in range(8)]
-PLAN = (sys.executable, "-c", "from langmerge.cli import main; main()", "plan", "--json")
+PLAN = (sys.executable, "-c", "from langmerge.cli import program; program()", "plan", "--json")
 
 
 def cpu_of_children() -> float:

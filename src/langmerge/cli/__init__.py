@@ -1,5 +1,5 @@
 """The command line."""
 
-from langmerge.cli.app import app, main
+from langmerge.cli.app import app, main, program
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "program"]

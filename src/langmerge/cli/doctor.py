@@ -1,11 +1,11 @@
 """doctor."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import typer
 
+from langmerge import __version__
 from langmerge.cli.console import print_table, say, show
 from langmerge.cli.options import Data, Json
 
@@ -29,11 +29,13 @@ def register(app: typer.Typer) -> None:
 
 def doctor(data: Data = None, as_json: Json = False) -> None:
     """Versions, devices, extras, data found; what is missing and how to get it."""
+    from importlib.metadata import PackageNotFoundError, version
+
     from langmerge.kernels import compiled_kernels
     from langmerge.tasks import data_folder
 
     found: dict[str, Any] = {
-        "langmerge": version("langmerge"),
+        "langmerge": __version__,
         "python": platform.python_version(),
         "packages": {},
     }

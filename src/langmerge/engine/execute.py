@@ -134,7 +134,7 @@ def merge(
                 advance(1)
         _check_deltas(plan, results)
         _write_companions(plan, folder)
-        record = receipt(plan, [_entry(one) for one in results], stream.digests)
+        record = receipt(plan, [_entry(one) for one in results], stream.digests, torch=stream.by_torch)
         (folder / "langmerge.json").write_text(
             json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )

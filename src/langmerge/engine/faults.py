@@ -141,7 +141,14 @@ def _differs(base: Checkpoint, source: Checkpoint, tensor: TensorPlan, position:
         found = np.where((order >= 0).reshape(-1, *[1] * (found.ndim - 1)), found[order], 0)
     if tensor.base_rows is not None or found.shape != own.shape:
         return True
+    if found.dtype == own.dtype and np.array_equal(_bits(found), _bits(own)):
+        return False
     # In the source's dtype: a copy that was only stored shorter has not moved.
     with np.errstate(over="ignore", invalid="ignore"):
         own = own.astype(found.dtype)
     return not bool(np.array_equal(found, own))
+
+
+def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As whole numbers, which are compared faster than small floats."""
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}")

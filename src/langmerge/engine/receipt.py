@@ -3,10 +3,12 @@
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from langmerge import __version__
 from langmerge.checkpoint import Checkpoint, checkpoint_signature
 from langmerge.engine.plan import Plan, TensorPlan
 from langmerge.results import signature
@@ -34,7 +36,7 @@ def recipe_payload(plan: Plan, digests: Digests | None = None) -> dict[str, Any]
         "parameters": dict(plan.parameters),
         "coefficients": numbers,
         **plan.settings,
-        "langmerge": version("langmerge"),
+        "langmerge": __version__,
     }
 
 
@@ -49,8 +51,21 @@ def _signed(checkpoint: Checkpoint, digests: Digests | None) -> str:
     return checkpoint_signature(checkpoint, lambda name: known.get((checkpoint.tensors[name].file, name)))
 
 
-def receipt(plan: Plan, tensors: Sequence[dict[str, Any]], digests: Digests | None = None) -> dict[str, Any]:
-    """Everything that is needed to say how this model came about, and to do it again."""
+def receipt(
+    plan: Plan, tensors: Sequence[dict[str, Any]], digests: Digests | None = None, *, torch: bool = True
+) -> dict[str, Any]:
+    """Everything that is needed to say how this model came about, and to do it again.
+
+    Args:
+        plan: of the merge.
+        tensors: what became of each.
+        digests: as for `recipe_payload`.
+        torch: has computed some of them.
+    """
+    if torch:
+        # Half the start-up of a small merge is modules that it does not need.
+        from importlib.metadata import version
+
     payload = recipe_payload(plan, digests)
     merged = [entry["delta_norm"] ** 2 for entry in tensors if "delta_norm" in entry]
     source = [entry["mean_source_delta_norm"] ** 2 for entry in tensors if "delta_norm" in entry]
@@ -74,8 +89,9 @@ def receipt(plan: Plan, tensors: Sequence[dict[str, Any]], digests: Digests | No
         "labels": plan.labels,
         **({"vocabulary": dict(plan.vocabulary)} if plan.vocabulary else {}),
         "versions": {
-            "langmerge": version("langmerge"),
-            "torch": version("torch"),
+            "langmerge": __version__,
+            "numpy": np.__version__,
+            **({"torch": version("torch")} if torch else {}),
             "python": platform.python_version(),
         },
         "norm_ratio": round((sum(merged) / sum(source)) ** 0.5, 4) if sum(source) else None,

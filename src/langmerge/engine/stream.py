@@ -137,6 +137,11 @@ class Stream:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
+    @property
+    def by_torch(self) -> bool:
+        """Whether torch has computed a tensor."""
+        return self._torch is not None
+
     @contextmanager
     def _steady(self, tensors: Sequence[TensorPlan]) -> Iterator[None]:
         """One torch thread for each of ours: sums cut among threads round differently, and results must not."""

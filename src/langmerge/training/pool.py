@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
+from langmerge import __version__
 from langmerge.checkpoint import folder_signature, label_names, new_folder, read_json
 from langmerge.errors import PoolError
 from langmerge.models import (
@@ -105,7 +105,7 @@ def expert_signature(pool: Pool, task: Task, locale: str, training: Training) ->
             "revision": task.revision,
             "locale": locale,
             "training": training.model_dump(),
-            "langmerge": version("langmerge"),
+            "langmerge": __version__,
         }
     )
 
