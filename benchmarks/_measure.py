@@ -15,7 +15,7 @@ import numpy as np
 PERIOD = 0.02
 """Seconds between two looks at a process's memory."""
 
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 """Bytes that the floor touches at once."""
 
 WINDOW = 1 << 24
