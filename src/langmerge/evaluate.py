@@ -1,15 +1,15 @@
 """Scores and the transfer matrix; every example's logits are kept."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from langmerge import __version__
 from langmerge.checkpoint import folder_signature
 from langmerge.errors import CheckpointError
+from langmerge.executors import executed
 from langmerge.models import (
     MAX_LENGTH,
     best_device,
@@ -21,9 +21,20 @@ from langmerge.models import (
 )
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
-from langmerge.results import Logits, load_logits, signature
+from langmerge.results import Logits, kept_logits, load_logits, signature
 from langmerge.selection import TransferMatrix
-from langmerge.tasks import Examples, Interval, Task, accuracy, bootstrap_interval, macro_f1
+from langmerge.tasks import (
+    Examples,
+    Interval,
+    Task,
+    accuracy,
+    bootstrap_interval,
+    load_task,
+    macro_f1,
+)
+
+EVALUATION = 2
+"""Number of the way in which logits are made: a change of the code that changes none of them leaves kept ones valid."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Evaluator:
 
     def __init__(self, task: Task, tokenizer: Any, *, limits: Mapping[str, int | None] | None = None) -> None:
         self.task, self.limits = task, dict(limits or {})
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._rows: dict[tuple[str, str], Rows] = {}
 
     def rows(self, locale: str, split: str) -> Rows:
@@ -87,7 +98,7 @@ class Evaluator:
         key = (locale, split)
         if key not in self._rows:
             examples = self.task.load(locale, split).limited(self.limits.get(split))
-            self._rows[key] = Rows(examples, encode(self._tokenizer, examples.texts))
+            self._rows[key] = Rows(examples, encode(self.tokenizer, examples.texts))
         return self._rows[key]
 
     def signature(self, model: str, locale: str, split: str) -> str:
@@ -102,7 +113,7 @@ class Evaluator:
                 "limit": self.limits.get(split),
                 "max_length": MAX_LENGTH,
                 "bf16": has_fast_bf16(best_device()),
-                "langmerge": __version__,
+                "evaluation": EVALUATION,
             }
         )
 
@@ -130,7 +141,7 @@ class Evaluator:
         rows = self.rows(locale, split)
         classifier = model()
         values = predict_logits(classifier, rows.encoded)[:, _columns(classifier, self.task)]
-        made = Logits(own, rows.examples.ids, rows.examples.labels, values)
+        made = Logits(own, rows.examples.ids, rows.examples.labels, kept_logits(values))
         if kept is not None:
             made.save(kept)
         return made
@@ -188,13 +199,18 @@ class PoolEvaluator(Evaluator):
         super().__init__(task, load_tokenizer(pool.base_folder), limits=limits)
         self.pool = pool
         self._loaded: tuple[str, Any] | None = None
+        self._signatures: dict[str, str] = {}
 
     def cell(self, expert: str, locale: str, split: str) -> Logits:
         """One expert's logits on one locale's split."""
-        kept = self.pool.root / "logits" / split / locale / f"{expert}.npz"
-        return self.logits(
-            lambda: self._model(expert), folder_signature(self.pool.expert(expert)), locale, split, kept=kept
-        )
+        kept = self.pool.root / "logits" / split / locale / f"{expert}.safetensors"
+        return self.logits(lambda: self._model(expert), self._signature(expert), locale, split, kept=kept)
+
+    def _signature(self, expert: str) -> str:
+        # Once for a row: telling a folder from another looks at its files.
+        if expert not in self._signatures:
+            self._signatures[expert] = folder_signature(self.pool.expert(expert))
+        return self._signatures[expert]
 
     def _model(self, expert: str) -> Any:
         if self._loaded is None or self._loaded[0] != expert:
@@ -202,11 +218,43 @@ class PoolEvaluator(Evaluator):
         return self._loaded[1]
 
 
+@dataclass(frozen=True)
+class RowWork:
+    """One row of a transfer matrix, as it can be sent to another process.
+
+    Attributes:
+        root: the pool's folder.
+        data: where the task's data is.
+        expert: the row.
+        locales: the columns.
+        split: of the rows.
+        limit: at most so many rows.
+    """
+
+    root: Path
+    data: Path | None
+    expert: str
+    locales: tuple[str, ...]
+    split: str
+    limit: int | None
+
+
+def evaluate_row(work: RowWork) -> list[tuple[float, str]]:
+    """Accuracy and signature of every cell of a row; the expert is loaded once, and only if a cell is missing."""
+    pool = Pool.load(work.root)
+    evaluator = PoolEvaluator(pool, load_task(pool.task, data=work.data), limits={work.split: work.limit})
+    cells = (evaluator.cell(work.expert, locale, work.split) for locale in work.locales)
+    return [(accuracy(cell.labels, cell.predictions), cell.signature) for cell in cells]
+
+
 def transfer_matrix(
     evaluator: PoolEvaluator,
     *,
     split: str = "dev",
     locales: Sequence[str] | None = None,
+    executor: str = "local",
+    address: str | None = None,
+    data: Path | None = None,
     progress: Progress = silent,
 ) -> TransferMatrix:
     """Every expert's accuracy on every locale; cells that are kept already are not computed again.
@@ -215,28 +263,56 @@ def transfer_matrix(
         evaluator: of the pool.
         split: dev for choosing.
         locales: the columns; the pool's locales by default.
+        executor: `local`, or `ray`: rows are spread over a cluster that sees the pool's folder.
+        address: of a Ray cluster.
+        data: where the workers of a cluster find the task's data.
         progress: told about every cell.
 
     Returns:
         The matrix, also written to `<pool>/transfer.<split>.json`.
+
+    Raises:
+        InputError: there is no such executor.
     """
     pool = evaluator.pool
     columns = tuple(pool.locales if locales is None else locales)
     values = np.full((len(pool.locales), len(columns)), np.nan)
-    signatures = []
+    signatures: dict[tuple[int, int], str] = {}
     with progress(f"transfer matrix on {split}", values.size) as advance:
-        for row, expert in enumerate(pool.locales):
-            for column, locale in enumerate(columns):
-                found = evaluator.cell(expert, locale, split)
-                values[row, column] = accuracy(found.labels, found.predictions)
-                signatures.append(found.signature)
-                advance(1)
+        for row, column, share, own in _cells(evaluator, columns, split, executor, address, data):
+            values[row, column] = share
+            signatures[row, column] = own
+            advance(1)
     provenance = {
         "task": evaluator.task.name,
         "revision": evaluator.task.revision,
         "limit": evaluator.limits.get(split),
-        "signature": signature(signatures),
+        "signature": signature([signatures[place] for place in sorted(signatures)]),
     }
     matrix = TransferMatrix(pool.locales, columns, values, split, provenance=provenance)
     matrix.save(pool.root / f"transfer.{split}.json")
     return matrix
+
+
+def _cells(
+    evaluator: PoolEvaluator,
+    columns: tuple[str, ...],
+    split: str,
+    executor: str,
+    address: str | None,
+    data: Path | None,
+) -> Iterator[tuple[int, int, float, str]]:
+    """Row, column, accuracy and signature of every cell, as they are finished."""
+    pool = evaluator.pool
+    if executor == "local":
+        # By rows, so that each expert is loaded once; this evaluator keeps the tokenised text of all columns.
+        for row, expert in enumerate(pool.locales):
+            for column, locale in enumerate(columns):
+                cell = evaluator.cell(expert, locale, split)
+                yield row, column, accuracy(cell.labels, cell.predictions), cell.signature
+        return
+    limit = evaluator.limits.get(split)
+    works = [RowWork(pool.root.absolute(), data, expert, columns, split, limit) for expert in pool.locales]
+    for row, cells in executed(evaluate_row, works, executor=executor, address=address):
+        for column, (share, own) in enumerate(cells):
+            yield row, column, share, own

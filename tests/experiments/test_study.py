@@ -37,7 +37,7 @@ def test_the_references_are_the_experts_own_scores(study: Study, study_folder: P
     best = max((source for source in dev if source != "sw-KE"), key=lambda source: dev[source])
     (found,) = [row for row in study.rows if row.kind == "best_zero_shot"]
     assert (found.name, found.dev) == (best, dev[best])
-    kept = study_folder / "out" / "pool" / "logits" / "test" / "sw-KE" / f"{best}.npz"
+    kept = study_folder / "out" / "pool" / "logits" / "test" / "sw-KE" / f"{best}.safetensors"
     logits = load_logits(kept, found.signature)
     assert logits is not None
     assert found.test == pytest.approx(float(logits.correct.mean()), abs=1e-6)
@@ -86,7 +86,7 @@ def test_the_experts_learned(study: Study) -> None:
 def test_a_second_run_computes_nothing_and_finds_the_same(study: Study, study_folder: Path) -> None:
     watched = [
         *(study_folder / "out" / "pool").rglob("*.safetensors"),
-        *(study_folder / "out").rglob("*.npz"),
+        *(study_folder / "out").rglob("*.safetensors"),
     ]
     before = {path: path.stat().st_mtime_ns for path in watched}
     again = run_study(tiny_grid(study_folder), study_folder / "out")

@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 
 from langmerge.errors import SelectionError
 from langmerge.selection import (
+    SELECTORS,
     WEIGHTINGS,
+    SimilarityMatrix,
     TransferMatrix,
     check_selector,
     rank_sources,
     select_sources,
+    sinkhorn,
     source_weights,
+    weighted,
 )
 
 SCORES = {"de-DE": 0.5, "fr-FR": 0.7, "sw-KE": 0.6, "tr-TR": 0.1}
@@ -22,6 +26,8 @@ MATRIX = TransferMatrix(
 )
 
 NAMES = st.sampled_from(["af-ZA", "cy-GB", "de-DE", "en-US", "sw-KE", "tr-TR"])
+OF_SCORES = [how for how in WEIGHTINGS if how != "sinkhorn"]
+"""Those that need no more than the scores of the chosen."""
 TABLES = st.dictionaries(NAMES, st.floats(0, 1, width=32), min_size=2)
 
 
@@ -56,9 +62,7 @@ def test_weights_by_hand() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.floats(0.01, 1), min_size=1, max_size=9), st.sampled_from(WEIGHTINGS), st.floats(0.001, 10)
-)
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=9), st.sampled_from(OF_SCORES), st.floats(0.001, 10))
 def test_weights_sum_to_one_and_keep_the_order(scores: list[float], how: str, temperature: float) -> None:
     weights = source_weights(scores, how, temperature=temperature)
     assert sum(weights) == pytest.approx(1)
@@ -82,9 +86,21 @@ def test_temperature_goes_from_the_best_to_uniform() -> None:
 @pytest.mark.parametrize(
     ("scores", "how", "temperature", "message"),
     [
-        ([0.1], "sinkhorn", 0.1, "unknown weighting 'sinkhorn': there are uniform, proportional, softmax"),
-        ([0.1], "softmax", 0.0, "softmax temperature is 0.0, it must be above 0"),
-        ([0.1], "softmax", math.nan, "softmax temperature is nan"),
+        (
+            [0.1],
+            "magic",
+            0.1,
+            "unknown weighting 'magic': there are uniform, proportional, softmax, sinkhorn",
+        ),
+        (
+            [0.1],
+            "sinkhorn",
+            0.1,
+            "sinkhorn weights look at all targets at once: give the matrix to select_so",
+        ),
+        ([0.1], "softmax", 0.0, "^temperature is 0.0, it must be above 0"),
+        ([0.1], "softmax", math.nan, "^temperature is nan"),
+        ([0.1], "softmax", math.inf, "^temperature is inf"),
         ([0.1, -0.1], "proportional", 0.1, "not negative and not all zero"),
         ([0.0, 0.0], "proportional", 0.1, "not negative and not all zero"),
     ],
@@ -138,6 +154,110 @@ def test_an_unmeasured_target_cannot_be_chosen_for() -> None:
 
 
 def test_selectors() -> None:
-    check_selector("measured")
-    with pytest.raises(SelectionError, match="unknown selector 'magic': there are measured"):
+    for name in SELECTORS:
+        check_selector(name)
+    with pytest.raises(SelectionError, match="unknown selector 'magic': there are measured, typology, stren"):
         check_selector("magic")
+
+
+def scored(by: str = "typology", **changes: np.ndarray) -> SimilarityMatrix:
+    names = ("de-DE", "fr-FR", "sw-KE", "tr-TR")
+    values = np.array(
+        [[0.9, 0.5, 0.4, 0.3], [0.6, 0.9, 0.7, 0.2], [0.5, 0.4, 0.95, 0.6], [0.2, 0.1, 0.5, 0.9]]
+    )
+    return SimilarityMatrix(by, names, (*names[:3], "cy-GB"), changes.get("values", values))
+
+
+def test_any_selectors_scores_are_chosen_by() -> None:
+    chosen = select_sources(scored(), "sw-KE", k=2, weights="proportional")
+    assert chosen.scores == {"fr-FR": 0.7, "tr-TR": 0.5}
+    assert chosen.left_out == {}
+    provenance = chosen.coefficients.provenance
+    assert (provenance["selector"], provenance["k"], provenance["mode"]) == ("typology", 2, "ExcTar")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_inctar_is_the_target_and_the_best_others(k: int) -> None:
+    others = select_sources(scored(), "sw-KE", k=k).sources
+    included = select_sources(scored(), "sw-KE", k=k + 1, include_target=True)
+    assert included.sources == ("sw-KE", *others)
+    assert included.scores["sw-KE"] == 0.95
+
+
+def test_a_source_without_a_score_is_left_out_and_said_to_be() -> None:
+    values = scored().values.copy()
+    values[1, 2] = np.nan
+    holed = SimilarityMatrix(
+        "typology", scored().sources, scored().targets, values, {"fr-FR": "family not known"}
+    )
+    chosen = select_sources(holed, "sw-KE", k=None)
+    assert chosen.sources == ("tr-TR", "de-DE")
+    assert chosen.left_out == {"fr-FR": "family not known"}
+    with pytest.raises(SelectionError, match="k is 3, but sw-KE has 2 sources"):
+        select_sources(holed, "sw-KE", k=3)
+
+
+def test_a_cell_that_was_not_measured_is_no_reason_to_leave_a_source_out() -> None:
+    values = MATRIX.values.copy()
+    values[1, 0] = np.nan
+    with pytest.raises(SelectionError, match="column 'sw-KE' lacks fr-FR: run langmerge matrix again"):
+        select_sources(TransferMatrix(MATRIX.sources, MATRIX.targets, values, "dev"), "sw-KE", k=1)
+
+
+@pytest.mark.parametrize(
+    ("by", "temperature"), [("typology", 0.1), ("measured", 0.1), ("strength", 0.02), ("composite", 1.0)]
+)
+@pytest.mark.parametrize("weights", ["softmax", "sinkhorn"])
+def test_the_temperature_is_in_the_selectors_unit(by: str, temperature: float, weights: str) -> None:
+    chosen = select_sources(scored(by), "sw-KE", k=2, weights=weights).coefficients
+    assert chosen.provenance["temperature"] == temperature
+    given_it = select_sources(scored(), "sw-KE", k=2, weights=weights, temperature=temperature).coefficients
+    assert chosen.values == given_it.values
+
+
+def test_sinkhorn_balances_without_the_diagonal_in_exctar() -> None:
+    values = scored().values.copy()
+    values[[0, 1, 2], [0, 1, 2]] = np.nan
+    expected = sinkhorn(values, temperature=0.1)[:, 2]
+    found = select_sources(scored(), "sw-KE", k=None, weights="sinkhorn").coefficients.values["model"]
+    assert found == pytest.approx({"fr-FR": expected[1], "tr-TR": expected[3], "de-DE": expected[0]})
+    assert list(found) == ["fr-FR", "tr-TR", "de-DE"]  # by score
+    assert sum(found.values()) == pytest.approx(1)
+    # Whatever the experts do on their own locales.
+    values[[0, 1, 2], [0, 1, 2]] = [0.0, 1.0, 5.0]
+    other = scored(values=values)
+    again = select_sources(other, "sw-KE", k=None, weights="sinkhorn").coefficients.values["model"]
+    assert again == pytest.approx(found)
+    two = select_sources(scored(), "sw-KE", k=2, weights="sinkhorn").coefficients.values["model"]
+    share = expected[1] + expected[3]
+    assert two == pytest.approx({"fr-FR": expected[1] / share, "tr-TR": expected[3] / share})
+
+
+def test_sinkhorn_lets_the_target_take_part_for_itself_alone_in_inctar() -> None:
+    values = scored().values.copy()
+    values[[0, 1], [0, 1]] = np.nan
+    expected = sinkhorn(values, temperature=0.1)[:, 2]
+    included = select_sources(scored(), "sw-KE", k=3, include_target=True, weights="sinkhorn")
+    assert included.sources == ("sw-KE", "fr-FR", "tr-TR")
+    share = expected[2] + expected[1] + expected[3]
+    assert included.coefficients.values["model"] == pytest.approx(
+        {source: expected[row] / share for source, row in (("sw-KE", 2), ("fr-FR", 1), ("tr-TR", 3))}
+    )
+
+
+def test_sinkhorn_passes_over_what_nothing_is_known_of() -> None:
+    values = scored().values.copy()
+    values[0, :] = values[:, 3] = np.nan
+    found = select_sources(scored(values=values), "sw-KE", k=None, weights="sinkhorn")
+    values[[1, 2], [1, 2]] = np.nan
+    expected = sinkhorn(values[1:, :3], temperature=0.1)[:, 2]
+    assert found.coefficients.values["model"] == pytest.approx({"fr-FR": expected[0], "tr-TR": expected[2]})
+    assert found.left_out == {"de-DE": "typology has no score for it"}
+
+
+def test_a_set_that_was_not_ranked_says_how_it_was_chosen() -> None:
+    chosen = weighted(scored(), "sw-KE", {"de-DE": 0.4, "fr-FR": 0.7}, weights="uniform", joint="greedy")
+    assert chosen.sources == ("de-DE", "fr-FR")
+    assert chosen.coefficients.values == {"model": {"de-DE": 0.5, "fr-FR": 0.5}}
+    assert chosen.coefficients.provenance["joint"] == "greedy"
+    assert "joint" not in select_sources(scored(), "sw-KE", k=2).coefficients.provenance

@@ -201,6 +201,10 @@ def matrix(
         str | None, typer.Option(help="Columns, by commas; the pool's locales by default.")
     ] = None,
     limit: Limit = None,
+    executor: Annotated[str, typer.Option(help="local, or ray: rows are spread over a cluster.")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that sees the pool; started here by default.")
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -212,7 +216,15 @@ def matrix(
     opened = Pool.load(pool)
     evaluator = PoolEvaluator(opened, load_task(opened.task, data=data), limits={split: limit})
     columns = locale_list(locales) if locales else None
-    found = transfer_matrix(evaluator, split=split, locales=columns, progress=bars)
+    found = transfer_matrix(
+        evaluator,
+        split=split,
+        locales=columns,
+        executor=executor,
+        address=ray_address,
+        data=data,
+        progress=bars,
+    )
 
     def people() -> None:
         rows = [

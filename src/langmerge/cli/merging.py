@@ -84,10 +84,14 @@ def merge(
     ] = None,
     target: Annotated[str | None, typer.Option(help="With --pool: the locale to merge for.")] = None,
     method: Annotated[str, typer.Option(help="With --pool: the method.")] = "wudi",
-    k: Annotated[str, typer.Option("-k", help="With --pool: how many sources, or all.")] = "5",
-    by: Annotated[str, typer.Option(help="With --pool: how sources are scored.")] = "measured",
+    k: Annotated[str, typer.Option("-k", help="With --pool: how many sources, all, or auto.")] = "5",
+    by: Annotated[
+        str, typer.Option(help="With --pool: how sources are scored; see langmerge select --help.")
+    ] = "measured",
     include_target: Annotated[bool, typer.Option("--include-target", help="With --pool: IncTar.")] = False,
-    weights: Annotated[str, typer.Option(help="With --pool: uniform, proportional or softmax.")] = "uniform",
+    weights: Annotated[
+        str, typer.Option(help="With --pool: uniform, proportional, softmax or sinkhorn.")
+    ] = "uniform",
     coefficients: Annotated[
         Path | None, typer.Option(help="With --pool: a coefficients file instead of a selection.")
     ] = None,
@@ -186,7 +190,6 @@ def _pool_recipe(
     from langmerge.coefficients import Coefficients
     from langmerge.pool import Pool
     from langmerge.recipe import Recipe
-    from langmerge.selection import TransferMatrix, check_selector, select_sources
 
     opened = Pool.load(folder)
     locale = canonical_locale(target) if target else None
@@ -195,11 +198,11 @@ def _pool_recipe(
     elif locale is None:
         raise InputError("merge --pool needs --target, or --coefficients FILE")
     else:
-        check_selector(by)
-        matrix = TransferMatrix.load(folder / "transfer.dev.json")
-        chosen = select_sources(
-            matrix, locale, k=source_count(k), include_target=include_target, weights=weights
-        ).coefficients
+        from langmerge.choosing import Wish, choose
+        from langmerge.similarities import PoolSelectors
+
+        wish = Wish(locale, by, k if k == "auto" else source_count(k), include_target, weights)
+        chosen = choose(PoolSelectors(opened, progress=bars), wish).selection.coefficients
     return Recipe(
         base=opened.base_folder,
         sources={source: opened.expert(source) for source in chosen.sources},

@@ -70,3 +70,24 @@ def source_count(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"-k is {text!r}: give a number of sources, 1 or more, or all")
     return int(text)
+
+
+def named_numbers(text: str, option: str) -> dict[str, float]:
+    """`de-DE=0.7,fr-FR=0.5` as a mapping.
+
+    Raises:
+        InputError: a part that is no name and number, or a name that comes twice.
+    """
+    found: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip() or name.strip() in found:
+            raise InputError(f"{option} {text!r}: write NAME=NUMBER,…, each name once; {part!r} is not")
+        found[name.strip()] = number
+    if not found:
+        raise InputError(f"{option} is empty: write NAME=NUMBER,…")
+    return found

@@ -26,6 +26,7 @@ from langmerge.engine.passes import (
 )
 from langmerge.engine.plan import Plan, TensorPlan
 from langmerge.kernels import DTYPE_CODES, compiled_kernels
+from langmerge.progress import Progress, silent
 
 GROUP = 1 << 26
 """Entries of the tensors that are measured together before they are merged."""
@@ -136,6 +137,36 @@ class Stream:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+    def grams(self, tensors: Sequence[TensorPlan], *, progress: Progress = silent) -> np.ndarray[Any, Any]:
+        """What methods that measure dot products of sources measure, summed over tensors: (sources, sources).
+
+        Args:
+            tensors: with such a method.
+            progress: told about every tensor.
+
+        Raises:
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        n = len(self.plan.sources)
+        total = np.zeros((n, n))
+        with (
+            ThreadPoolExecutor(max_workers=self.threads or cores()) as pool,
+            self._steady(tensors),
+            progress("comparing task vectors", len(tensors)) as advance,
+        ):
+            for group in _groups(tensors):
+                jobs = [Job(TensorInputs(self.plan, tensor), {}) for tensor in group]
+                works = [self._measure([job]) for job in jobs]
+                run_all(pool, [work for work in works if work is not None])
+                for job in jobs:
+                    # Kernels have looked already; a merge by torch would find it in the result.
+                    if not np.isfinite(np.asarray(job.known.get("gram", 0.0))).all():
+                        raise non_finite_fault(job)
+                # In their order: no thread can change a sum.
+                total += sum((np.asarray(job.known["gram"]) for job in jobs if job.known), np.zeros((n, n)))
+                advance(len(group))
+        return total
 
     @property
     def by_torch(self) -> bool:

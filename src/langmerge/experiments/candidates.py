@@ -95,7 +95,9 @@ class CandidateScorer:
         """The candidate's logits on its target; kept, so that nothing is merged twice."""
         plan = self.plan(candidate)
         own = signature(recipe_payload(plan))
-        kept = self._evaluator.pool.root / "logits" / split / candidate.target / "merges" / f"{own}.npz"
+        kept = (
+            self._evaluator.pool.root / "logits" / split / candidate.target / "merges" / f"{own}.safetensors"
+        )
         return self._evaluator.logits(self._model(plan, own), own, candidate.target, split, kept=kept)
 
     def _model(self, plan: Plan, own: str) -> Callable[[], Any]:

@@ -13,6 +13,7 @@ from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
 from langmerge.models.encoding import MAX_LENGTH, encode, length_bucketed, padded, shuffled_batches
 from langmerge.models.pooling import add_mean_pooling, pooling_parameters
 from langmerge.models.prediction import predict_logits
+from langmerge.models.representation import mean_pooled
 
 __all__ = [
     "MAX_LENGTH",
@@ -26,6 +27,7 @@ __all__ = [
     "length_bucketed",
     "load_classifier",
     "load_tokenizer",
+    "mean_pooled",
     "new_classifier",
     "padded",
     "pooling_parameters",

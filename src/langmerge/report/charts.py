@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langmerge.errors import MissingExtraError
@@ -52,7 +52,7 @@ def accuracy_bars(standing: Standing) -> str:
     Raises:
         MissingExtraError: Altair or vl-convert is not installed.
     """
-    alt = _library("altair")
+    alt = library("altair")
     names = _distinct([_bar_name(row) for row in standing.rows], [row.signature for row in standing.rows])
     values = [
         {
@@ -65,7 +65,7 @@ def accuracy_bars(standing: Standing) -> str:
         }
         for name, row in zip(names, standing.rows, strict=True)
     ]
-    axis = alt.Axis(minExtent=_room(names))
+    axis = alt.Axis(minExtent=room(names))
     bars = alt.Chart(alt.InlineData(values=values)).encode(
         y=alt.Y("name:N", sort=names, title=None, axis=axis)
     )
@@ -81,7 +81,7 @@ def accuracy_bars(standing: Standing) -> str:
         # At the foot of the bar, where neither whiskers nor lines cross it.
         bars.mark_text(align="left", dx=5, fontSize=11, color="white").encode(x=alt.value(0), text="text:N"),
     ]
-    return _svg(alt.layer(*layers).properties(width=420, height=alt.Step(22)))
+    return as_svg(alt.layer(*layers).properties(width=420, height=alt.Step(22)))
 
 
 def transfer_heat_map(matrix: Mapping[str, Any]) -> str:
@@ -93,13 +93,13 @@ def transfer_heat_map(matrix: Mapping[str, Any]) -> str:
     Raises:
         MissingExtraError: Altair or vl-convert is not installed.
     """
-    alt = _library("altair")
+    alt = library("altair")
     sources, targets = list(matrix["sources"]), list(matrix["targets"])
     values = _cells(matrix)
     numbered = len(targets) <= NUMBERED_COLUMNS
     middle = (min(v["score"] for v in values) + max(v["score"] for v in values)) / 2 if values else 0.0
-    top = alt.Axis(orient="top", labelAngle=-90, minExtent=_room(targets))
-    side = alt.Axis(minExtent=_room(sources))
+    top = alt.Axis(orient="top", labelAngle=-90, minExtent=room(targets))
+    side = alt.Axis(minExtent=room(sources))
     cells = alt.Chart(alt.InlineData(values=values)).encode(
         x=alt.X("target:N", sort=targets, title="locale", axis=top),
         y=alt.Y("source:N", sort=sources, title="expert", axis=side),
@@ -117,7 +117,7 @@ def transfer_heat_map(matrix: Mapping[str, Any]) -> str:
             cells.mark_text(fontSize=11).encode(text=alt.Text("score:Q", format=".0f"), color=shade)
         )
     width, height = (30, 24) if numbered else (15, 15)
-    return _svg(alt.layer(*layers).properties(width=alt.Step(width), height=alt.Step(height)))
+    return as_svg(alt.layer(*layers).properties(width=alt.Step(width), height=alt.Step(height)))
 
 
 def _reference_lines(alt: Any, standing: Standing) -> list[Any]:
@@ -132,7 +132,7 @@ def _reference_lines(alt: Any, standing: Standing) -> list[Any]:
     return lines
 
 
-def _room(names: list[str]) -> int:
+def room(names: Sequence[str]) -> int:
     """Pixels for axis labels by their length: the reader's font may be wider than the renderer's."""
     return WIDEST_LETTER * max(map(len, names), default=0)
 
@@ -158,20 +158,30 @@ def _cells(matrix: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _svg(chart: Any) -> str:
-    alt, renderer = _library("altair"), _library("vl_convert")
+def as_svg(chart: Any) -> str:
+    """An Altair chart as one `<svg>` element, the same whatever the session has drawn before.
+
+    Raises:
+        MissingExtraError: vl-convert is not installed.
+    """
+    alt, renderer = library("altair"), library("vl_convert")
     # Whatever theme the caller's session has on, the drawing is the same.
     with alt.theme.enable("none"):
         spec = {**chart.to_dict(), "config": dict(CONFIG)}
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    svg = str(renderer.vegalite_to_svg(json.dumps(spec), vl_version=version))
+    drawn = str(renderer.vegalite_to_svg(json.dumps(spec), vl_version=version))
     # The renderer counts the gradients of its whole life; one page has one legend, so one name will do.
-    svg = re.sub(r'((?:id=|url\()"?#?)gradient_\d+', r"\1gradient", svg)
+    drawn = re.sub(r'((?:id=|url\()"?#?)gradient_\d+', r"\1gradient", drawn)
     # Namespaces are implied in HTML; without them the page names no address at all.
-    return re.sub(r' (?:xmlns(?::\w+)?|version)="[^"]*"', "", svg, count=3)
+    return re.sub(r' (?:xmlns(?::\w+)?|version)="[^"]*"', "", drawn, count=3)
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """The package that draws (`altair`) or renders (`vl_convert`).
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,6 +1,7 @@
 """A study as one HTML page that needs nothing else: no scripts, no files, no network."""
 
 import json
+from collections.abc import Sequence
 from html import escape
 
 from langmerge.report import charts
@@ -27,28 +28,42 @@ def page(study: Study) -> str:
     """
     title = f"Did merging help? {study.task}"
     found = standings(study)
-    body = [
-        f"<header><p class=soft>langmerge study</p><h1>{escape(title)}</h1></header>",
-        "<main>",
-        _verdicts(study),
-        _what(study),
-        _contents(found),
-        *(
-            f"<section><h2>{escape(table.title)}</h2>{_table(table)}</section>"
-            for table in summary_tables(study)
-        ),
-        *(_standing(number, standing) for number, standing in enumerate(found)),
-        _matrix(study),
-        _words(),
-        "</main>",
-    ]
+    return document(
+        title,
+        "langmerge study",
+        [
+            _verdicts(study),
+            _what(study),
+            _contents(found),
+            *(
+                f"<section><h2>{escape(table.title)}</h2>{table_html(table)}</section>"
+                for table in summary_tables(study)
+            ),
+            *(_standing(number, standing) for number, standing in enumerate(found)),
+            _matrix(study),
+            _words(),
+        ],
+    )
+
+
+def document(title: str, kind: str, sections: Sequence[str]) -> str:
+    """A whole page with style and policy, and nothing that is loaded.
+
+    Args:
+        title: one line, escaped here.
+        kind: what stands above it in small print, escaped here.
+        sections: HTML.
+    """
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            *body,
+            f"<header><p class=soft>{escape(kind)}</p><h1>{escape(title)}</h1></header>",
+            "<main>",
+            *sections,
+            "</main>",
             "</body>\n</html>\n",
         ]
     )
@@ -106,7 +121,7 @@ def _standing(number: int, standing: Standing) -> str:
     return (
         f'<section id="s{number}"><h2>{escape(table.title)}</h2>'
         f'<figure><div class="scroll">{charts.accuracy_bars(standing)}</div>'
-        f"<figcaption>{_bar_caption(standing)}</figcaption></figure>{_table(table)}</section>"
+        f"<figcaption>{_bar_caption(standing)}</figcaption></figure>{table_html(table)}</section>"
     )
 
 
@@ -143,7 +158,8 @@ def _words() -> str:
     return f'<section id="words"><h2>Words</h2><dl>{listed}</dl></section>'
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table under its caption, everything in it escaped."""
     head = "".join(f'<th scope="col" class="{c.holds}">{escape(c.name)}</th>' for c in table.columns)
     rows = "".join(
         f'<tr class="{style}">{_cells(table, cells)}</tr>'

@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Any
 from langmerge.results.signature import signature
 
 if TYPE_CHECKING:
-    from langmerge.results.logits import Logits, load_logits, soft_vote
+    from langmerge.results.logits import Logits, kept_logits, load_logits, soft_vote
     from langmerge.results.study import Difference, Row, Study, Verdict
 
-__all__ = ["Difference", "Logits", "Row", "Study", "Verdict", "load_logits", "signature", "soft_vote"]
+__all__ = [
+    "Difference",
+    "Logits",
+    "Row",
+    "Study",
+    "Verdict",
+    "kept_logits",
+    "load_logits",
+    "signature",
+    "soft_vote",
+]
 
-_HOMES = dict.fromkeys(("Logits", "load_logits", "soft_vote"), "logits") | dict.fromkeys(
+_HOMES = dict.fromkeys(("Logits", "kept_logits", "load_logits", "soft_vote"), "logits") | dict.fromkeys(
     ("Difference", "Row", "Study", "Verdict"), "study"
 )
 

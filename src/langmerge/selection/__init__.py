@@ -1,23 +1,56 @@
 """Choosing sources: numpy only."""
 
+from langmerge.selection.joint import Step, best_prefix, diverse, greedy, soft_vote_accuracy, votes
 from langmerge.selection.matrix import TransferMatrix
 from langmerge.selection.select import (
     SELECTORS,
-    WEIGHTINGS,
     Selection,
     check_selector,
     rank_sources,
     select_sources,
-    source_weights,
+    weighted,
 )
+from langmerge.selection.selectors import (
+    agreement,
+    composite,
+    delta,
+    manual,
+    measured,
+    representation,
+    strength,
+    typology,
+)
+from langmerge.selection.similarity import SimilarityMatrix
+from langmerge.selection.uriel import FEATURE_SETS, Typology, typology_of
+from langmerge.selection.weights import WEIGHTINGS, sinkhorn, source_weights
 
 __all__ = [
+    "FEATURE_SETS",
     "SELECTORS",
     "WEIGHTINGS",
     "Selection",
+    "SimilarityMatrix",
+    "Step",
     "TransferMatrix",
+    "Typology",
+    "agreement",
+    "best_prefix",
     "check_selector",
+    "composite",
+    "delta",
+    "diverse",
+    "greedy",
+    "manual",
+    "measured",
     "rank_sources",
+    "representation",
     "select_sources",
+    "sinkhorn",
+    "soft_vote_accuracy",
     "source_weights",
+    "strength",
+    "typology",
+    "typology_of",
+    "votes",
+    "weighted",
 ]

@@ -130,5 +130,5 @@ class TransferMatrix:
             )
         except FileNotFoundError:
             raise SelectionError(f"{path} does not exist: measure it with langmerge matrix") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SelectionError(f"{path} is no transfer matrix: {error}") from None

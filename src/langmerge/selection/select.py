@@ -1,16 +1,24 @@
 """Which sources, and how much of each."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from langmerge.coefficients import Coefficients
 from langmerge.errors import SelectionError
 from langmerge.selection.matrix import TransferMatrix
+from langmerge.selection.selectors import measured
+from langmerge.selection.similarity import SimilarityMatrix
+from langmerge.selection.weights import sinkhorn, source_weights
 
-WEIGHTINGS = ("uniform", "proportional", "softmax")
-SELECTORS = ("measured",)
+SELECTORS = (
+    "measured", "typology", "strength", "composite", "agreement", "representation", "delta", "manual",
+)  # fmt: skip
+"""What sources can be scored by."""
+
+TEMPERATURES = {"strength": 0.02, "composite": 1.0}
+"""Where the scores are no accuracies or cosines in [0, 1], for which 0.1 is usual: excess accuracy, and z."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +29,13 @@ class Selection:
         target: the locale that the merge is for.
         scores: source → score, best first; the target's own expert first in IncTar.
         coefficients: what the merge reads.
+        left_out: the sources that could not be scored, and why.
     """
 
     target: str
     scores: Mapping[str, float]
     coefficients: Coefficients
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -54,58 +64,31 @@ def rank_sources(scores: Mapping[str, float], target: str, *, include_target: bo
     return [target, *others]
 
 
-def source_weights(scores: Sequence[float], how: str = "uniform", *, temperature: float = 0.1) -> list[float]:
-    """Weights that sum to one.
-
-    Args:
-        scores: of the chosen sources.
-        how: `uniform` 1/N; `proportional` s_i / Σ s_j; `softmax` exp(s_i / T) / Σ exp(s_j / T).
-        temperature: T > 0, in units of the scores (accuracy in [0, 1]).
-
-    Raises:
-        SelectionError: another `how`, T not positive, or proportional weights of scores that are not all positive.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    if how == "uniform":
-        raw = np.ones_like(values)
-    elif how == "proportional":
-        if (values < 0).any() or values.sum() <= 0:
-            raise SelectionError(
-                f"proportional weights need scores that are not negative and not all zero, got {list(scores)}"
-            )
-        raw = values
-    elif how == "softmax":
-        if not temperature > 0:
-            raise SelectionError(f"softmax temperature is {temperature}, it must be above 0")
-        raw = np.exp((values - values.max()) / temperature)
-    else:
-        raise SelectionError(f"unknown weighting {how!r}: there are {', '.join(WEIGHTINGS)}")
-    return [float(x) for x in raw / raw.sum()]
-
-
 def select_sources(
-    matrix: TransferMatrix,
+    matrix: TransferMatrix | SimilarityMatrix,
     target: str,
     *,
     k: int | None = 5,
     include_target: bool = False,
     weights: str = "uniform",
-    temperature: float = 0.1,
+    temperature: float | None = None,
 ) -> Selection:
-    """The k best sources for a target by measured transfer: rank first, then cut.
+    """The k best sources for a target: rank first, then cut.
 
     Args:
-        matrix: dev transfer matrix; the target's column is read.
+        matrix: scores of any selector, or a dev transfer matrix; the target's column is read.
         target: the target.
         k: number of sources, the target's own expert counted in IncTar; None takes all.
         include_target: IncTar: the target's expert and the best k − 1 others. Otherwise (ExcTar) it is excluded
             before anything is ranked or normalised.
-        weights: see `source_weights`.
-        temperature: of `softmax`.
+        weights: see `source_weights` and `sinkhorn`.
+        temperature: of `softmax` and `sinkhorn`; that of the selector's unit by default.
 
     Raises:
-        SelectionError: k below 1 or above what there is, or the target was not measured.
+        SelectionError: k below 1 or above what there is, or the target has no scores.
     """
+    scored = measured(matrix) if isinstance(matrix, TransferMatrix) else matrix
+    # A transfer matrix that lacks a cell of the column says so: a source must not drop out of it unseen.
     column = matrix.column(target)
     ranked = rank_sources(column, target, include_target=include_target)
     wanted = len(ranked) if k is None else k
@@ -115,19 +98,79 @@ def select_sources(
             f"choose k from 1 to {len(ranked)}, or all"
         )
     chosen = {source: column[source] for source in ranked[:wanted]}
-    numbers = source_weights(list(chosen.values()), weights, temperature=temperature)
+    return weighted(
+        scored, target, chosen, weights=weights, temperature=temperature, include_target=include_target
+    )
+
+
+def weighted(
+    matrix: SimilarityMatrix,
+    target: str,
+    chosen: Mapping[str, float],
+    *,
+    weights: str,
+    temperature: float | None = None,
+    include_target: bool = False,
+    joint: str | None = None,
+) -> Selection:
+    """A selection out of chosen sources: their coefficients, and where these come from.
+
+    Args:
+        matrix: whose scores they are.
+        target: the target.
+        chosen: source → score, best first.
+        weights: see `source_weights` and `sinkhorn`.
+        temperature: of `softmax` and `sinkhorn`.
+        include_target: IncTar.
+        joint: how the set was chosen, if not by rank.
+    """
+    heat = TEMPERATURES.get(matrix.by, 0.1) if temperature is None else temperature
+    if weights == "sinkhorn":
+        numbers = _balanced(matrix, target, list(chosen), heat, include_target=include_target)
+    else:
+        numbers = source_weights(list(chosen.values()), weights, temperature=heat)
     provenance = {
-        "selector": "measured",
-        "split": matrix.split,
-        "metric": matrix.metric,
-        "k": wanted,
+        **matrix.provenance,
+        "selector": matrix.by,
+        "k": len(chosen),
         "mode": "IncTar" if include_target else "ExcTar",
         "weights": weights,
-        "temperature": temperature if weights == "softmax" else None,
-        "scores": chosen,
+        "temperature": heat if weights in ("softmax", "sinkhorn") else None,
+        "scores": dict(chosen),
     }
+    if joint is not None:
+        provenance["joint"] = joint
     table = {"model": dict(zip(chosen, numbers, strict=True))}
-    return Selection(target, chosen, Coefficients(target=target, values=table, provenance=provenance))
+    return Selection(
+        target,
+        dict(chosen),
+        Coefficients(target=target, values=table, provenance=provenance),
+        matrix.unknown(target),
+    )
+
+
+def _balanced(
+    matrix: SimilarityMatrix, target: str, chosen: list[str], temperature: float, *, include_target: bool
+) -> list[float]:
+    """The target's column of the balanced matrix of all targets, cut to the chosen sources and made to sum to one."""
+    values = matrix.values.copy()
+    for row, source in enumerate(matrix.sources):
+        for column, other in enumerate(matrix.targets):
+            # In IncTar the target takes part for itself; for the others their own experts never do.
+            if source == other and not (include_target and other == target):
+                values[row, column] = np.nan
+    known = ~np.isnan(values)
+    rows, columns = known.any(axis=1), known.any(axis=0)
+    if not columns[matrix.targets.index(target)]:
+        raise SelectionError(f"sinkhorn weights for {target}: no source but its own expert has a score")
+    shares = np.zeros(values.shape)
+    shares[np.ix_(rows, columns)] = sinkhorn(values[np.ix_(rows, columns)], temperature=temperature)
+    own = shares[[matrix.sources.index(source) for source in chosen], matrix.targets.index(target)]
+    if not own.sum() > 0:
+        raise SelectionError(
+            f"sinkhorn gives the chosen sources of {target} no weight: raise the temperature"
+        )
+    return [float(x) for x in own / own.sum()]
 
 
 def check_selector(name: str) -> None:
