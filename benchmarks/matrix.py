@@ -4,8 +4,9 @@
 
 langmerge tokenises every locale once, sorts rows by length into batches of few pads and loads an expert once for its row.
 The naive way is what a first script does: for every cell load the expert from disk, tokenise, and take 32 rows after the
-other in file order, each batch padded to its longest row, in float32. Both read the data once and have one tokenizer.
-Neither has results of before: logits go to a fresh folder and kept hashes of the experts are removed. The order turns
+other in file order, each batch padded to its longest row, in float32; or, as many scripts do, each row padded to the
+greatest length of 128 tokens (`fixed`). All read the data once and have one tokenizer.
+None has results of before: logits go to a fresh folder and kept hashes of the experts are removed. The order turns
 round with every round.
 
 Without --pool one is made and trained for a moment: MASSIVE's intents (LANGMERGE_DATA) on the offline base (the extra
@@ -34,6 +35,7 @@ import langmerge
 from langmerge.evaluate import PoolEvaluator, transfer_matrix
 from langmerge.locales import canonical_locale
 from langmerge.models import (
+    MAX_LENGTH,
     best_device,
     encode,
     has_fast_bf16,
@@ -64,7 +66,7 @@ class Case:
         experts: its rows.
         columns: locales.
         rows: of each locale.
-        seconds: of `langmerge` and `naive`, one entry a round.
+        seconds: of `langmerge`, `naive` and `fixed`, one entry a round.
         differences: the largest of the accuracies' differences over all cells, in points, one entry a round.
     """
 
@@ -75,15 +77,21 @@ class Case:
     differences: list[float] = field(default_factory=list)
 
     @property
-    def ratios(self) -> list[float]:
-        """The naive way's time over langmerge's, round by round."""
-        return [b / a for a, b in zip(self.seconds["langmerge"], self.seconds["naive"], strict=True)]
+    def ratios(self) -> dict[str, list[float]]:
+        """The other ways' times over langmerge's, round by round."""
+        own = self.seconds["langmerge"]
+        return {
+            way: [b / a for a, b in zip(own, taken, strict=True)]
+            for way, taken in self.seconds.items()
+            if way != "langmerge"
+        }
 
     @property
     def lines(self) -> list[list[str]]:
         """Median and range of everything, with a heading."""
         what = {f"{way} s": values for way, values in self.seconds.items()}
-        what |= {"naive / langmerge": self.ratios, "largest difference, points": self.differences}
+        what |= {f"{way} / langmerge": found for way, found in self.ratios.items()}
+        what |= {"largest difference, points": self.differences}
         return [["", "median", "smallest", "largest"]] + [
             [name, *(f"{pick(values):.2f}" for pick in (statistics.median, min, max))]
             for name, values in what.items()
@@ -114,15 +122,17 @@ def langmerge_matrix(pool: Pool, task: Task, columns: Sequence[str], limit: int 
         return transfer_matrix(evaluator, locales=columns).values
 
 
-def naive_matrix(pool: Pool, task: Task, columns: Sequence[str], limit: int | None) -> np.ndarray:
-    """Accuracies cell by cell."""
+def naive_matrix(
+    pool: Pool, task: Task, columns: Sequence[str], limit: int | None, *, width: int = 0
+) -> np.ndarray:
+    """Accuracies cell by cell; rows are padded to `width` tokens at least."""
     tokenizer = load_tokenizer(pool.base_folder)
     examples = {locale: task.load(locale, "dev").limited(limit) for locale in columns}
     values = np.zeros((len(pool.locales), len(columns)))
     for row, expert in enumerate(pool.locales):
         for column, locale in enumerate(columns):
             model, own = load_classifier(pool.expert(expert)), examples[locale]
-            names = naive_predictions(model, tokenizer, own.texts)
+            names = naive_predictions(model, tokenizer, own.texts, width)
             values[row, column] = np.mean(
                 [task.labels[i] == name for i, name in zip(own.labels, names, strict=True)]
             )
@@ -130,12 +140,15 @@ def naive_matrix(pool: Pool, task: Task, columns: Sequence[str], limit: int | No
 
 
 @torch.inference_mode()
-def naive_predictions(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+def naive_predictions(model: Any, tokenizer: Any, texts: Sequence[str], width: int = 0) -> list[str]:
     """Names of the labels with the largest logits."""
     encoded, found = encode(tokenizer, texts), []
     device = next(model.parameters()).device
     for start in range(0, len(encoded), BATCH):
-        ids, mask = padded(encoded[start : start + BATCH], pad_id=model.config.pad_token_id or 0)
+        pad_id = model.config.pad_token_id or 0
+        ids, mask = padded(encoded[start : start + BATCH], pad_id=pad_id)
+        more = (0, max(0, width - ids.shape[1]))
+        ids, mask = torch.nn.functional.pad(ids, more, value=pad_id), torch.nn.functional.pad(mask, more)
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         found += logits.argmax(dim=1).tolist()
     return [str(model.config.id2label[label]) for label in found]
@@ -152,10 +165,11 @@ def measured(
 ) -> Case:
     """Both ways in turn, the first one another one every round."""
     rows = {locale: len(task.load(locale, "dev").limited(limit)) for locale in columns}
-    case = Case(pool.locales, tuple(columns), rows, {"langmerge": [], "naive": []})
+    case = Case(pool.locales, tuple(columns), rows, {"langmerge": [], "naive": [], "fixed": []})
     ways: Ways = {
         "langmerge": lambda: langmerge_matrix(pool, task, columns, limit),
         "naive": lambda: naive_matrix(pool, task, columns, limit),
+        "fixed": lambda: naive_matrix(pool, task, columns, limit, width=MAX_LENGTH),
     }
     # What only a first call does (threads, kernels of the first shapes) is nobody's.
     naive_matrix(pool, task, columns[:1], 2 * BATCH)
@@ -167,7 +181,8 @@ def measured(
             started = time.perf_counter()
             found[way] = ways[way]()
             case.seconds[way].append(time.perf_counter() - started)
-        case.differences.append(100 * float(np.abs(found["langmerge"] - found["naive"]).max()))
+        gaps = [np.abs(found["langmerge"] - values).max() for values in found.values()]
+        case.differences.append(100 * float(max(gaps)))
     return case
 
 

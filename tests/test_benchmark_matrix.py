@@ -112,28 +112,31 @@ def test_the_order_turns_round_with_every_round(
     turns: list[str] = []
     for way, value in (("langmerge", 0.5), ("naive", 0.75)):
 
-        def found(*arguments: Any, way: str = way, value: float = value) -> np.ndarray:
-            turns.append(way)
+        def found(*arguments: Any, way: str = way, value: float = value, width: int = 0) -> np.ndarray:
+            turns.append("fixed" if width else way)
             return np.full((4, 1), value)
 
         monkeypatch.setattr(benchmark, f"{way}_matrix", found)
     case = benchmark.measured(pool, task, [ABSENT], 9, rounds=3, say=lambda _: None)
     # The first call warms up.
-    assert turns == ["naive", "langmerge", "naive", "naive", "langmerge", "langmerge", "naive"]
+    there = ["langmerge", "naive", "fixed"]
+    assert turns == ["naive", *there, *reversed(there), *there]
     assert case.rows == {ABSENT: 9}
     assert case.differences == [25.0] * 3
-    assert [len(values) for values in case.seconds.values()] == [3, 3]
+    assert [len(values) for values in case.seconds.values()] == [3, 3, 3]
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    seconds = {"langmerge": [1.0, 2.0, 4.0], "naive": [3.0, 8.0, 10.0]}
+    seconds = {"langmerge": [1.0, 2.0, 4.0], "naive": [3.0, 8.0, 10.0], "fixed": [10.0, 20.0, 40.0]}
     case = benchmark.Case(("a",), ("b",), {"b": 1}, seconds, [0.0, 0.1, 0.0])
-    assert case.ratios == [3.0, 4.0, 2.5]
+    assert case.ratios == {"naive": [3.0, 4.0, 2.5], "fixed": [10.0] * 3}
     assert case.lines == [
         ["", "median", "smallest", "largest"],
         ["langmerge s", "2.00", "1.00", "4.00"],
         ["naive s", "8.00", "3.00", "10.00"],
+        ["fixed s", "20.00", "10.00", "40.00"],
         ["naive / langmerge", "3.00", "2.50", "4.00"],
+        ["fixed / langmerge", "10.00", "10.00", "10.00"],
         ["largest difference, points", "0.00", "0.00", "0.10"],
     ]
 
@@ -151,7 +154,7 @@ def test_the_whole_program(
     assert (case["experts"], case["columns"]) == (list(EXPERTS), ["de-DE", "sw-KE"])
     assert case["rows"] == {"de-DE": 6, "sw-KE": 6}
     assert case["differences"] == [0.0, 0.0]
-    assert len(case["ratios"]) == len(case["seconds"]["naive"]) == 2
+    assert len(case["ratios"]["naive"]) == len(case["seconds"]["fixed"]) == 2
     assert found["machine"]["threads"] >= 1
 
 

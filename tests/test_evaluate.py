@@ -180,7 +180,7 @@ def test_a_row_on_another_machine_is_the_same_row(pool: Pool, task: Task, tmp_pa
     work = RowWork(copy, None, "en-US", LOCALES, "dev", 9)
     found = evaluate_row(pickle.loads(pickle.dumps(work)))
     assert found == [(float(cell.correct.mean()), cell.signature) for cell in cells]
-    assert (copy / "logits" / "dev" / "sw-KE" / "en-US.safetensors").exists()
+    assert (copy / "logits" / "dev.9" / "sw-KE" / "en-US.safetensors").exists()
 
 
 def test_an_unknown_executor_is_an_error_and_writes_nothing(pool: Pool, task: Task) -> None:
@@ -261,3 +261,14 @@ def test_a_base_that_is_raw_is_refused_with_its_name(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", {"weight": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="raw"):
         evaluate_model(tmp_path / "raw", load_task("demo:intent"), ["en-US"])
+
+
+def test_a_model_that_gives_no_numbers_is_refused(
+    pool: Pool, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        module, "predict_logits", lambda _, encoded: np.full((len(encoded), len(task.labels)), np.nan)
+    )
+    with pytest.raises(CheckpointError, match="gives NaN or infinity on fr-FR"):
+        PoolEvaluator(pool, task, limits={"dev": 5}).cell("de-DE", "fr-FR", "dev")
+    assert not list((pool.root / "logits" / "dev.5").glob("fr-FR/*"))

@@ -272,3 +272,22 @@ def test_what_takes_long_is_told(pool: Pool) -> None:
     ]
     assert told[2][0] == "comparing task vectors"
     assert all(total == finished for _, total, finished in told)
+
+
+def test_a_quick_look_leaves_what_is_kept(pool: Pool, tmp_path: Path) -> None:
+    """Logits of a limited look stand apart, and without a limit the rows are those of the matrix."""
+    shutil.copytree(pool.root, tmp_path / "pool")
+    own = pool.model_copy(update={"root": tmp_path / "pool"})
+    whole = PoolSelectors(own).logits("sw-KE")
+    files = {file: file.read_bytes() for file in (own.root / "logits").rglob("*.safetensors")}
+    limited = PoolSelectors(own, limit=7).logits("sw-KE")
+    assert {len(one.labels) for one in limited.values()} == {7}
+    assert {file: file.read_bytes() for file in files} == files
+    record = own.root / "transfer.dev.json"
+    raw = json.loads(record.read_text())
+    record.write_text(json.dumps({**raw, "provenance": {**raw["provenance"], "limit": 7}}))
+    as_measured = PoolSelectors(own).logits("sw-KE")
+    assert {name: one.signature for name, one in as_measured.items()} == {
+        name: one.signature for name, one in limited.items()
+    }
+    assert whole["de-DE"].signature != limited["de-DE"].signature

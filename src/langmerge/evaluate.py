@@ -141,6 +141,10 @@ class Evaluator:
         rows = self.rows(locale, split)
         classifier = model()
         values = predict_logits(classifier, rows.encoded)[:, _columns(classifier, self.task)]
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"the model {classifier.name_or_path} gives NaN or infinity on {locale}: its weights are broken"
+            )
         made = Logits(own, rows.examples.ids, rows.examples.labels, kept_logits(values))
         if kept is not None:
             made.save(kept)
@@ -203,7 +207,10 @@ class PoolEvaluator(Evaluator):
 
     def cell(self, expert: str, locale: str, split: str) -> Logits:
         """One expert's logits on one locale's split."""
-        kept = self.pool.root / "logits" / split / locale / f"{expert}.safetensors"
+        # Apart from those of whole splits: a quick look must not cost what a long run has kept.
+        limit = self.limits.get(split)
+        rows = split if limit is None else f"{split}.{limit}"
+        kept = self.pool.root / "logits" / rows / locale / f"{expert}.safetensors"
         return self.logits(lambda: self._model(expert), self._signature(expert), locale, split, kept=kept)
 
     def _signature(self, expert: str) -> str:

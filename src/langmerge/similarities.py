@@ -41,7 +41,7 @@ class PoolSelectors:
         data: where its task's data is.
         features: weights of typology's feature sets; the default where None.
         how: cosine or cka, for `representation`.
-        limit: at most so many dev rows of the target, for `agreement`.
+        limit: at most so many dev rows of a locale; those of the pool's matrix by default.
         progress: told of what takes long.
     """
 
@@ -90,8 +90,14 @@ class PoolSelectors:
         """Runs experts; their logits are kept in the pool."""
         if not self._evaluators:
             task = load_task(self.pool.task, data=self.data)
-            self._evaluators.append(PoolEvaluator(self.pool, task, limits={"dev": self.limit}))
+            self._evaluators.append(PoolEvaluator(self.pool, task, limits={"dev": self._limit()}))
         return self._evaluators[0]
+
+    def _limit(self) -> int | None:
+        if self.limit is not None or not (self.pool.root / "transfer.dev.json").exists():
+            return self.limit
+        limit = self.transfer().provenance.get("limit")
+        return limit if isinstance(limit, int) else None
 
     def logits(self, target: str) -> dict[str, Logits]:
         """Dev logits of every expert on a locale, by expert."""

@@ -193,7 +193,7 @@ def test_sets_and_their_size(run: Run, pool: Pool, joint: str, by: str) -> None:
 
 def test_scores_by_hand(run: Run, pool: Pool) -> None:
     command = ["select", pool.root, "--target", ABSENT, "--by", "manual", "--scores", "fr-FR=3, de-DE=1"]
-    found = document(run, *command, "-k", "all", "--weights", "proportional")
+    found = document(run, *command, "--weights", "proportional")
     assert list(found["values"]["model"].items()) == [("fr-FR", 0.75), ("de-DE", 0.25)]
     assert found["target"] == ABSENT
     assert found["provenance"]["selector"] == "manual"

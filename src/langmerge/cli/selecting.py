@@ -110,9 +110,12 @@ def select(
     target: Annotated[str, typer.Option(help="The locale to merge for.")],
     by: By = "measured",
     k: Annotated[
-        str,
-        typer.Option("-k", help="How many sources, all, or auto; the target's expert counts in IncTar."),
-    ] = "5",
+        str | None,
+        typer.Option(
+            "-k",
+            help="How many sources, all, or auto; the target's expert counts in IncTar. 5, or with manual all.",
+        ),
+    ] = None,
     include_target: Annotated[
         bool, typer.Option("--include-target", help="IncTar: the target's own expert and the best others.")
     ] = False,
@@ -155,7 +158,7 @@ def select(
     wish = Wish(
         target=canonical_locale(target),
         by=by,
-        k=k if k == "auto" else source_count(k),
+        k=k if k == "auto" else source_count(k or ("all" if by == "manual" else "5")),
         include_target=include_target,
         weights=weights,
         temperature=temperature,
