@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Wish:
 
     target: str
     by: str = "measured"
-    k: int | str | None = 5
+    k: int | Literal["auto"] | None = 5
     include_target: bool = False
     weights: str = "uniform"
     temperature: float | None = None
@@ -120,7 +120,7 @@ class Compared:
     Attributes:
         target: locale.
         scores: selector → source → score, without the target's own expert.
-        chosen: selector → its sources, or why it has none.
+        chosen: selector → its sources (the whole ranking where no number was given), or why it has none.
         spearman: rank correlation with dev accuracy, where that was measured.
     """
 
@@ -161,7 +161,6 @@ def choose(selectors: PoolSelectors, wish: Wish) -> Choice:
         raise SelectionError(f"unknown way of choosing {wish.joint!r}: there are {', '.join(JOINT)}")
     matrix = _matrix(selectors, wish)
     if wish.joint == "rank" and wish.k != "auto":
-        assert wish.k is None or isinstance(wish.k, int)
         chosen = select_sources(
             matrix,
             wish.target,
@@ -209,8 +208,8 @@ def _set(selectors: PoolSelectors, wish: Wish, column: Mapping[str, float]) -> l
         own = selectors.logits(wish.target)
         members = votes({name: own[name].values for name in ranked})
         k = None if wish.k == "auto" else (wish.k or len(ranked))
-        return [step.source for step in greedy(members, _labels(own), k=_whole(k), start=start)]
-    k = _auto(selectors, wish, ranked) if wish.k == "auto" else _whole(wish.k) or len(ranked)
+        return [step.source for step in greedy(members, _labels(own), k=k, start=start)]
+    k = _auto(selectors, wish, ranked) if wish.k == "auto" else wish.k or len(ranked)
     if wish.joint == "rank":
         return ranked[:k]
     own = selectors.logits(wish.target)
@@ -223,11 +222,6 @@ def _set(selectors: PoolSelectors, wish: Wish, column: Mapping[str, float]) -> l
         start=start,
     )
     return [step.source for step in steps]
-
-
-def _whole(k: int | str | None) -> int | None:
-    assert not isinstance(k, str)
-    return k
 
 
 def _labels(own: Mapping[str, Logits]) -> np.ndarray[Any, Any]:
@@ -283,8 +277,7 @@ def compared(selectors: PoolSelectors, wish: Wish) -> Compared:
         except LangmergeError as error:
             chosen[by] = f"not available: {error}"
             continue
-        count = len(ranked) if wish.k is None else 5 if isinstance(wish.k, str) else wish.k
-        chosen[by] = tuple(ranked[:count])
+        chosen[by] = tuple(ranked[: wish.k] if isinstance(wish.k, int) else ranked)
         scores[by] = {source: value for source, value in column.items() if source != wish.target}
     return Compared(wish.target, scores, chosen, _spearman(scores))
 

@@ -1,6 +1,6 @@
 """Scores and the transfer matrix; every example's logits are kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from langmerge.models import (
     predict_logits,
 )
 from langmerge.pool import Pool
-from langmerge.progress import Progress, silent
+from langmerge.progress import Advance, Progress, silent
 from langmerge.results import Logits, kept_logits, load_logits, signature
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import (
@@ -250,8 +250,22 @@ def evaluate_row(work: RowWork) -> list[tuple[float, str]]:
     """Accuracy and signature of every cell of a row; the expert is loaded once, and only if a cell is missing."""
     pool = Pool.load(work.root)
     evaluator = PoolEvaluator(pool, load_task(pool.task, data=work.data), limits={work.split: work.limit})
-    cells = (evaluator.cell(work.expert, locale, work.split) for locale in work.locales)
-    return [(accuracy(cell.labels, cell.predictions), cell.signature) for cell in cells]
+    return _row(evaluator, work.expert, work.locales, work.split)
+
+
+def _row(
+    evaluator: PoolEvaluator,
+    expert: str,
+    locales: Sequence[str],
+    split: str,
+    advance: Advance = lambda _: None,
+) -> list[tuple[float, str]]:
+    found = []
+    for locale in locales:
+        cell = evaluator.cell(expert, locale, split)
+        found.append((accuracy(cell.labels, cell.predictions), cell.signature))
+        advance(1)
+    return found
 
 
 def transfer_matrix(
@@ -284,42 +298,30 @@ def transfer_matrix(
     pool = evaluator.pool
     columns = tuple(pool.locales if locales is None else locales)
     values = np.full((len(pool.locales), len(columns)), np.nan)
-    signatures: dict[tuple[int, int], str] = {}
+    signatures: dict[int, list[str]] = {}
+    limit = evaluator.limits.get(split)
     with progress(f"transfer matrix on {split}", values.size) as advance:
-        for row, column, share, own in _cells(evaluator, columns, split, executor, address, data):
-            values[row, column] = share
-            signatures[row, column] = own
-            advance(1)
+        if executor == "ray":
+            works = [RowWork(pool.root.absolute(), data, e, columns, split, limit) for e in pool.locales]
+            rows = executed(evaluate_row, works, executor=executor, address=address)
+        else:
+            # This evaluator keeps the tokenised text of all columns, and each expert is loaded once.
+            rows = executed(
+                lambda expert: _row(evaluator, expert, columns, split, advance),
+                pool.locales,
+                executor=executor,
+            )
+        for row, cells in rows:
+            values[row] = [share for share, _ in cells]
+            signatures[row] = [own for _, own in cells]
+            if executor == "ray":
+                advance(len(cells))
     provenance = {
         "task": evaluator.task.name,
         "revision": evaluator.task.revision,
-        "limit": evaluator.limits.get(split),
-        "signature": signature([signatures[place] for place in sorted(signatures)]),
+        "limit": limit,
+        "signature": signature([own for row in sorted(signatures) for own in signatures[row]]),
     }
     matrix = TransferMatrix(pool.locales, columns, values, split, provenance=provenance)
     matrix.save(pool.root / f"transfer.{split}.json")
     return matrix
-
-
-def _cells(
-    evaluator: PoolEvaluator,
-    columns: tuple[str, ...],
-    split: str,
-    executor: str,
-    address: str | None,
-    data: Path | None,
-) -> Iterator[tuple[int, int, float, str]]:
-    """Row, column, accuracy and signature of every cell, as they are finished."""
-    pool = evaluator.pool
-    if executor == "local":
-        # By rows, so that each expert is loaded once; this evaluator keeps the tokenised text of all columns.
-        for row, expert in enumerate(pool.locales):
-            for column, locale in enumerate(columns):
-                cell = evaluator.cell(expert, locale, split)
-                yield row, column, accuracy(cell.labels, cell.predictions), cell.signature
-        return
-    limit = evaluator.limits.get(split)
-    works = [RowWork(pool.root.absolute(), data, expert, columns, split, limit) for expert in pool.locales]
-    for row, cells in executed(evaluate_row, works, executor=executor, address=address):
-        for column, (share, own) in enumerate(cells):
-            yield row, column, share, own

@@ -54,6 +54,7 @@ class PoolSelectors:
     _evaluators: list[PoolEvaluator] = field(default_factory=list)
     _vectors: dict[str, Float[np.ndarray, "n d"]] = field(default_factory=dict)
     _ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _deltas: list[SimilarityMatrix] = field(default_factory=list)
 
     def matrix(self, by: str, targets: Sequence[str], *, hidden: str | None = None) -> SimilarityMatrix:
         """The scores of the pool's experts for these targets.
@@ -150,9 +151,11 @@ class PoolSelectors:
             raise SelectionError(
                 f"delta needs the target's own expert, and the pool has none for {absent[0]}"
             )
-        folders = {locale: pool.expert(locale) for locale in pool.locales}
-        gram = delta_gram(pool.base_folder, folders, progress=self.progress)
-        return _columns(delta(gram, pool.locales), targets)
+        if not self._deltas:
+            folders = {locale: pool.expert(locale) for locale in pool.locales}
+            gram = delta_gram(pool.base_folder, folders, progress=self.progress)
+            self._deltas.append(delta(gram, pool.locales))
+        return _columns(self._deltas[0], targets)
 
 
 def _columns(matrix: SimilarityMatrix, targets: Sequence[str]) -> SimilarityMatrix:

@@ -66,19 +66,19 @@ def hashed_tensor(checkpoint: Checkpoint, name: str) -> str:
     return tensor_digest(chunk_digests(checkpoint.array(name).reshape(-1)))
 
 
-def fingerprint(checkpoint: Checkpoint, digest: Callable[[str], str | None] = lambda _: None) -> str:
+def fingerprint(checkpoint: Checkpoint, digests: Mapping[str, str] | None = None) -> str:
     """32 hexadecimal digits for the weights of an open checkpoint.
 
     Args:
         checkpoint: to be told from others.
-        digest: hashes of tensors that are known already; None for a tensor makes it be read here.
+        digests: hashes of tensors that are known already; the others are read here.
 
     Raises:
         CheckpointError: its files have changed since it was opened.
     """
-    known = kept_fingerprint(checkpoint)
+    known, taken = kept_fingerprint(checkpoint), digests or {}
     found = known or weights_digest(
-        checkpoint.tensors, lambda name: digest(name) or hashed_tensor(checkpoint, name)
+        checkpoint.tensors, lambda name: taken.get(name) or hashed_tensor(checkpoint, name)
     )
     checkpoint.check_unchanged()
     if not known:
@@ -117,9 +117,9 @@ def _stamp(checkpoint: Checkpoint) -> list[list[Any]]:
     return [[one.name, one.size, one.changed] for one in sorted(checkpoint.stamps, key=lambda one: one.name)]
 
 
-def checkpoint_signature(checkpoint: Checkpoint, digest: Callable[[str], str | None] = lambda _: None) -> str:
+def checkpoint_signature(checkpoint: Checkpoint, digests: Mapping[str, str] | None = None) -> str:
     """12 hexadecimal digits for a model: weights, config and tokenizer."""
-    parts = [fingerprint(checkpoint, digest)]
+    parts = [fingerprint(checkpoint, digests)]
     for name in COUNTED:
         file = checkpoint.folder / name
         parts.append(xxhash.xxh3_128_hexdigest(file.read_bytes()) if file.exists() else "")

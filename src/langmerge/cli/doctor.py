@@ -19,6 +19,8 @@ PACKAGES = {
     "altair": "report",
     "vl-convert-python": "report",
     "datasets": "hub",
+    "lang2vec": "typology",
+    "ray": "ray",
 }
 
 

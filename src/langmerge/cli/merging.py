@@ -201,7 +201,7 @@ def _pool_recipe(
         from langmerge.choosing import Wish, choose
         from langmerge.similarities import PoolSelectors
 
-        wish = Wish(locale, by, k if k == "auto" else source_count(k), include_target, weights)
+        wish = Wish(locale, by, "auto" if k == "auto" else source_count(k), include_target, weights)
         chosen = choose(PoolSelectors(opened, progress=bars), wish).selection.coefficients
     return Recipe(
         base=opened.base_folder,

@@ -84,13 +84,13 @@ def similarity(
         selectors = _selectors(pool, data, features, how, limit)
         targets = locale_list(locales) if locales else list(selectors.pool.locales)
         found = selectors.matrix(by, targets)
-    if out is not None:
-        found.save(out)
     if html is not None:
         from langmerge.files import replace_text
         from langmerge.report.languages import languages_page
 
         replace_text(html, languages_page(found))
+    if out is not None:
+        found.save(out)
 
     def people() -> None:
         rows = [
@@ -158,7 +158,7 @@ def select(
     wish = Wish(
         target=canonical_locale(target),
         by=by,
-        k=k if k == "auto" else source_count(k or ("all" if by == "manual" else "5")),
+        k="auto" if k == "auto" else source_count(k or ("all" if by == "manual" else "5")),
         include_target=include_target,
         weights=weights,
         temperature=temperature,

@@ -9,7 +9,7 @@ import numpy as np
 
 from langmerge.checkpoint import chunk_digest
 from langmerge.engine.inputs import Span
-from langmerge.engine.passes import Job, Measuring, MergedChunk, Pass, non_finite_fault
+from langmerge.engine.passes import Chunk, Job, Measuring, MergedChunk, Pass, non_finite_fault
 from langmerge.engine.plan import TensorPlan
 from langmerge.kernels import DTYPE_CODES, OPERATIONS
 from langmerge.methods.mixing import mixing_of
@@ -213,17 +213,9 @@ class Operation:
         self._settings = (OPERATIONS[name], about_base, count, normalize, weights, bounds, streams)
         self._scale, self._n = scale, len(weights)
 
-    def merge(
-        self,
-        base: Span | None,
-        sources: Sequence[Span],
-        start: int,
-        out: Any,
-        dtype: str,
-        hashing: Sequence[int] = (),
-    ) -> MergedChunk:
+    def merge(self, chunk: Chunk, out: Any, dtype: str) -> MergedChunk:
         """Merge a chunk into `out`, and hash those of its inputs (the base last)."""
-        spans = [*sources, *([base] if base else [])]
+        spans, hashing = chunk.inputs, chunk.hashing
         squares = np.zeros(self._n + 1)
         hashed = digests = None
         # The kernel has the formula of long inputs only.
@@ -233,10 +225,10 @@ class Operation:
                 hashed[i] = 1
         op, about_base, count, normalize, weights, bounds, streams = self._settings
         finite = self._merge(
-            sources[0].entries,
-            tuple(map(_triple, sources)),
-            _triple(base),
-            op, about_base, count, normalize, weights, bounds, streams, start, self._scale,
+            chunk.sources[0].entries,
+            tuple(map(_triple, chunk.sources)),
+            _triple(chunk.base),
+            op, about_base, count, normalize, weights, bounds, streams, chunk.start, self._scale,
             (out, 0, DTYPE_CODES[dtype]),
             squares, hashed, digests,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from langmerge.checkpoint import not_finite
-from langmerge.engine.inputs import TensorInputs
+from langmerge.engine.inputs import Span, TensorInputs
 from langmerge.errors import CheckpointError
 
 Part = Any
@@ -34,6 +34,27 @@ class Pass:
 
     pieces: Sequence[tuple[Job, int, int]]
     work: Callable[[Job, int, int], Part]
+
+
+class Chunk(NamedTuple):
+    """What is merged at once.
+
+    Attributes:
+        base: its entries, None without a base.
+        sources: theirs.
+        start: position of the first entry in the tensor.
+        hashing: which of the inputs (the base last) are to be hashed.
+    """
+
+    base: Span | None
+    sources: Sequence[Span]
+    start: int
+    hashing: Sequence[int] = ()
+
+    @property
+    def inputs(self) -> list[Span]:
+        """Everything that is read, the base last."""
+        return [*self.sources, *([self.base] if self.base is not None else [])]
 
 
 class MergedChunk(NamedTuple):

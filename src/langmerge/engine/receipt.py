@@ -48,7 +48,8 @@ def _resolved(tensor: TensorPlan, names: Mapping[str, str]) -> list[Any]:
 
 def _signed(checkpoint: Checkpoint, digests: Digests | None) -> str:
     known = digests or {}
-    return checkpoint_signature(checkpoint, lambda name: known.get((checkpoint.tensors[name].file, name)))
+    places = {name: (info.file, name) for name, info in checkpoint.tensors.items()}
+    return checkpoint_signature(checkpoint, {n: known[at] for n, at in places.items() if at in known})
 
 
 def receipt(

@@ -12,7 +12,7 @@ from torch import Tensor
 from langmerge.checkpoint import DTYPES, chunk_digest
 from langmerge.checkpoint.tensors import TORCH_DTYPES
 from langmerge.engine.inputs import Span
-from langmerge.engine.passes import Job, Measuring, MergedChunk, Pass
+from langmerge.engine.passes import Chunk, Job, Measuring, MergedChunk, Pass
 from langmerge.engine.plan import TensorPlan
 from langmerge.errors import InputError, MethodError
 from langmerge.methods import METHODS, measures_of, sees_of
@@ -110,21 +110,13 @@ class TorchOperation:
         self._arguments = {key: value for key, value in supplied.items() if key in taken} | _own(tensor)
         self._has_offset = "offset" in taken
 
-    def merge(
-        self,
-        base: Span | None,
-        sources: Sequence[Span],
-        start: int,
-        out: Any,
-        dtype: str,
-        hashing: Sequence[int] = (),
-    ) -> MergedChunk:
+    def merge(self, chunk: Chunk, out: Any, dtype: str) -> MergedChunk:
         """Merge a chunk into `out`, and hash those of its inputs (the base last).
 
         Raises:
             MethodError: the method cannot merge these numbers; names the tensor.
         """
-        tensor = self._job.inputs.tensor
+        tensor, (base, sources, start, _) = self._job.inputs.tensor, chunk
         own, tuned, weights = self._backend._given(self._job, base, sources)
         offset = {"offset": start} if self._has_offset else {}
         try:
@@ -140,8 +132,8 @@ class TorchOperation:
             finite = bool(torch.isfinite(result).all())
         raw = _stored(result, dtype)
         memoryview(out).cast("B")[: raw.nbytes] = raw.data.cast("B") if raw.nbytes else b""
-        spans = [*sources, *([base] if base else [])]
-        return MergedChunk(finite, squares, [chunk_digest(spans[i].stored()) for i in hashing])
+        spans = chunk.inputs
+        return MergedChunk(finite, squares, [chunk_digest(spans[i].stored()) for i in chunk.hashing])
 
 
 def _stored(result: Tensor, dtype: str) -> np.ndarray[Any, Any]:

@@ -16,6 +16,7 @@ from langmerge.checkpoint import DTYPES, kept_fingerprint, tensor_digest
 from langmerge.engine.compiled import SELECTED, CompiledBackend
 from langmerge.engine.inputs import STEP, Span, TensorInputs
 from langmerge.engine.passes import (
+    Chunk,
     Job,
     Measuring,
     MergedChunk,
@@ -41,15 +42,7 @@ Sink = Callable[[TensorPlan, int, Any], None]
 class Operating(Protocol):
     """A merge of chunks of one tensor."""
 
-    def merge(
-        self,
-        base: Span | None,
-        sources: Sequence[Span],
-        start: int,
-        out: Any,
-        dtype: str,
-        hashing: Sequence[int] = (),
-    ) -> MergedChunk: ...
+    def merge(self, chunk: Chunk, out: Any, dtype: str) -> MergedChunk: ...
 
 
 class Backend(Protocol):
@@ -246,7 +239,7 @@ class Stream:
         digests: list[list[bytes]] = [[] for _ in hashing]
         for start, stop in inputs.chunks(*piece, sees=sees):
             base, sources = inputs.spans(start, stop)
-            finite, squares, hashes = operation.merge(base, sources, start, out, tensor.dtype, hashing)
+            finite, squares, hashes = operation.merge(Chunk(base, sources, start, hashing), out, tensor.dtype)
             if not finite:
                 raise non_finite_fault(job)
             for own, digest in zip(digests, hashes, strict=True):

@@ -1,4 +1,4 @@
-"""Choosing sources: numpy only."""
+"""Choosing sources: numpy and scipy, no torch."""
 
 from langmerge.selection.joint import Step, best_prefix, diverse, greedy, soft_vote_accuracy, votes
 from langmerge.selection.matrix import TransferMatrix

@@ -74,9 +74,7 @@ def confidence_threshold(known: Labelled) -> float:
     """The confidence that as many labelled rows exceed as are predicted right."""
     confidence = np.sort(probabilities(known.logits).max(axis=1))
     wrong = round((1 - known.accuracy) * len(confidence))
-    if wrong == 0:
-        return 0.0
-    return float(confidence[wrong - 1]) if wrong <= len(confidence) else 1.0
+    return float(confidence[wrong - 1]) if wrong else 0.0
 
 
 def above_threshold(logits: Float[np.ndarray, "n c"], threshold: float) -> float:

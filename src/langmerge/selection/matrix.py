@@ -1,6 +1,5 @@
 """The transfer matrix: how well each expert does on each locale."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from langmerge.errors import SelectionError
-from langmerge.files import replace_text
+from langmerge.selection.kept import as_json, load_matrix, save_matrix
 
 FORMAT = "langmerge-transfer/1"
 
@@ -95,15 +94,14 @@ class TransferMatrix:
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
         payload = {
-            "format": FORMAT,
             "split": self.split,
             "metric": self.metric,
             "sources": self.sources,
             "targets": self.targets,
-            "values": [[None if np.isnan(v) else round(float(v), 6) for v in row] for row in self.values],
+            "values": as_json(self.values),
             "provenance": dict(self.provenance),
         }
-        replace_text(path, json.dumps(payload, indent=1, ensure_ascii=False) + "\n")
+        save_matrix(path, FORMAT, payload)
 
     @classmethod
     def load(cls, path: Path) -> "TransferMatrix":
@@ -112,23 +110,12 @@ class TransferMatrix:
         Raises:
             SelectionError: missing or malformed.
         """
-        try:
-            raw = json.loads(path.read_bytes())
-            if raw["format"] != FORMAT:
-                raise SelectionError(f"{path}: format is {raw['format']!r}; this version reads {FORMAT!r}")
-            values = np.array(
-                [[np.nan if v is None else v for v in row] for row in raw["values"]], dtype=np.float64
-            )
-            sources, targets = tuple(raw["sources"]), tuple(raw["targets"])
-            return cls(
-                sources,
-                targets,
-                values.reshape(len(sources), len(targets)),
-                raw["split"],
-                raw["metric"],
-                raw["provenance"],
-            )
-        except FileNotFoundError:
-            raise SelectionError(f"{path} does not exist: measure it with langmerge matrix") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SelectionError(f"{path} is no transfer matrix: {error}") from None
+        return load_matrix(
+            path,
+            FORMAT,
+            lambda raw, sources, targets, values: cls(
+                sources, targets, values, raw["split"], raw["metric"], raw["provenance"]
+            ),
+            kind="transfer matrix",
+            remedy="measure it with langmerge matrix",
+        )

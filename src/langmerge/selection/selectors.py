@@ -148,8 +148,7 @@ def composite(transfer: TransferMatrix, targets: Sequence[str] | None = None) ->
         others = np.array([source != target for source in strong.sources])
         total = _standard(strong.values[:, column], strong.values[others, column])
         for part in parts.values():
-            itself = [] if np.isnan(part[:, column]).all() else [1.0]
-            reference = np.append(part[others, column], itself)
+            reference = np.append(part[others, column], 1.0)
             total = total + _standard(part[:, column], reference) / len(parts)
         values[:, column] = total
     return SimilarityMatrix(

@@ -1,16 +1,15 @@
 """How good each source looks for each target, by one selector; what is not known is said to be missing."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from langmerge.errors import SelectionError
-from langmerge.files import replace_text
+from langmerge.selection.kept import as_json, load_matrix, save_matrix
 
 FORMAT = "langmerge-similarity/1"
 
@@ -67,8 +66,7 @@ class SimilarityMatrix:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        payload = {"format": FORMAT, **self.payload()}
-        replace_text(path, json.dumps(payload, indent=1, ensure_ascii=False) + "\n")
+        save_matrix(path, FORMAT, self.payload())
 
     def payload(self) -> dict[str, Any]:
         """As JSON has it: null where nothing is known."""
@@ -76,7 +74,7 @@ class SimilarityMatrix:
             "by": self.by,
             "sources": self.sources,
             "targets": self.targets,
-            "values": [[None if np.isnan(v) else round(float(v), 6) for v in row] for row in self.values],
+            "values": as_json(self.values),
             "missing": dict(self.missing),
             "provenance": dict(self.provenance),
         }
@@ -88,17 +86,17 @@ class SimilarityMatrix:
         Raises:
             SelectionError: missing or malformed.
         """
-        try:
-            raw = json.loads(path.read_bytes())
-            if raw["format"] != FORMAT:
-                raise SelectionError(f"{path}: format is {raw['format']!r}; this version reads {FORMAT!r}")
-            sources, targets = (tuple(str(name) for name in raw[key]) for key in ("sources", "targets"))
-            values = np.array(
-                [[np.nan if v is None else float(v) for v in row] for row in raw["values"]], dtype=np.float64
-            ).reshape(len(sources), len(targets))
-            missing = {str(name): str(why) for name, why in cast("dict[Any, Any]", raw["missing"]).items()}
-            return cls(str(raw["by"]), sources, targets, values, missing, dict(raw["provenance"]))
-        except FileNotFoundError:
-            raise SelectionError(f"{path} does not exist: write it with langmerge similarity -o") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SelectionError(f"{path} is no similarity matrix: {error}") from None
+        return load_matrix(
+            path,
+            FORMAT,
+            lambda raw, sources, targets, values: cls(
+                str(raw["by"]),
+                sources,
+                targets,
+                values,
+                {str(name): str(why) for name, why in dict(raw["missing"]).items()},
+                dict(raw["provenance"]),
+            ),
+            kind="similarity matrix",
+            remedy="write it with langmerge similarity -o",
+        )
