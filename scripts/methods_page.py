@@ -26,6 +26,11 @@ SEEN = {
     "tensor": "the whole tensor of every source",
 }
 
+STATISTICS = {
+    "fisher": "its diagonal Fisher, from `langmerge learn fisher`",
+    "grams": "the Grams of its layers' inputs, from `langmerge learn gram`",
+}
+
 
 def main() -> None:
     """Print the page."""
@@ -58,6 +63,10 @@ def section(name: str) -> str:
             lines.append(f"| `{key}` | {default} | {meaning.replace('|', chr(92) + '|')} |")
         lines.append("")
     lines += [f"Sees at once: {SEEN[spec.sees]}. Sources: {count(name)}. Arithmetic: {kernel(name)}."]
+    if spec.statistics:
+        key, value = spec.statistics_unless or ("", None)
+        unless = f" (not with `{key}: {value:g}`)" if isinstance(value, float) else ""
+        lines += [f"Reads statistics of every source{unless}: {STATISTICS[spec.statistics]}."]
     if spec.matrices:
         lines += ["For the encoder's weight matrices: vectors, embeddings and heads get the weighted mean."]
     lines += ["", f"**Source.** {flat(parts['Source'])}", ""]

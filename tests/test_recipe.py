@@ -85,7 +85,7 @@ def test_coefficients_from_a_file_beside_it(tmp_path: Path) -> None:
         ({"sources": ["a", "b"]}, "sources: Input should be a valid dictionary"),
         ({"sourcse": {}}, "sourcse: Extra inputs are not permitted"),
         ({"embeddings": "drop"}, "embeddings is 'drop': it must be merge, mean, base or source:<name of a source>"),
-        ({"head": "source:sw-KE"}, "head is 'source:sw-KE': it must be merge, mean, base or source:<name"),
+        ({"head": "source:sw-KE"}, "head is 'source:sw-KE': it must be merge, mean, base, regmean or source:<name"),
         ({"other_layers": "merge"}, "other_layers is 'merge': it must be mean, base or source:<name of a source>"),
         ({"layers": "3-1"}, "layers is '3-1': write numbers and ranges, like 4-7 or 0-3,8"),
         ({"layers": "0-99999999999"}, "layers is '0-99999999999': write numbers"),

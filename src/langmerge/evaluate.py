@@ -27,6 +27,7 @@ from langmerge.tasks import (
     Examples,
     Interval,
     Task,
+    Unlabelled,
     accuracy,
     bootstrap_interval,
     load_task,
@@ -139,16 +140,22 @@ class Evaluator:
         if kept is not None and (found := load_logits(kept, own)) is not None:
             return found
         rows = self.rows(locale, split)
-        classifier = model()
-        values = predict_logits(classifier, rows.encoded)[:, _columns(classifier, self.task)]
+        values = self._predicted(model(), rows.encoded, locale)
+        made = Logits(own, rows.examples.ids, rows.examples.labels, values)
+        if kept is not None:
+            made.save(kept)
+        return made
+
+    def _predicted(
+        self, classifier: Any, encoded: Sequence[Sequence[int]], locale: str
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A model's logits as they are kept, in the task's order of labels."""
+        values = predict_logits(classifier, encoded)[:, _columns(classifier, self.task)]
         if not np.isfinite(values).all():
             raise CheckpointError(
                 f"the model {classifier.name_or_path} gives NaN or infinity on {locale}: its weights are broken"
             )
-        made = Logits(own, rows.examples.ids, rows.examples.labels, kept_logits(values))
-        if kept is not None:
-            made.save(kept)
-        return made
+        return kept_logits(values)
 
 
 def _columns(classifier: Any, task: Task) -> list[int]:
@@ -212,6 +219,18 @@ class PoolEvaluator(Evaluator):
         rows = split if limit is None else f"{split}.{limit}"
         kept = self.pool.root / "logits" / rows / locale / f"{expert}.safetensors"
         return self.logits(lambda: self._model(expert), self._signature(expert), locale, split, kept=kept)
+
+    def on_text(self, expert: str, text: Unlabelled) -> Logits:
+        """One expert's logits on text without labels; its labels are −1."""
+        kept = self.pool.root / "logits" / f"text.{text.signature}" / text.locale / f"{expert}.safetensors"
+        # The text's signature stands for split and rows.
+        own = self.signature(self._signature(expert), text.locale, text.signature)
+        if (found := load_logits(kept, own)) is not None:
+            return found
+        values = self._predicted(self._model(expert), encode(self.tokenizer, text.texts), text.locale)
+        made = Logits(own, text.ids, np.full(len(text), -1, dtype=np.int64), values)
+        made.save(kept)
+        return made
 
     def _signature(self, expert: str) -> str:
         # Once for a row: telling a folder from another looks at its files.

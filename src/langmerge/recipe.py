@@ -85,11 +85,14 @@ class Recipe(BaseModel):
         parameters: of the method.
         coefficients: a number per source, a coefficients file, or nothing for uniform.
         embeddings: `merge` like everything else, `mean` of the sources, `base`, or `source:<name>` for one source's.
-        head: the same for the head; `mean` does not look at the base's.
+        head: the same for the head; `mean` does not look at the base's. `regmean` merges its matrices by the Grams in
+            `statistics`, whatever the method, and gives the rest the mean.
         layers: numbers of the layers that the method merges, like `4-7` or `0-3,8`; all by default.
         other_layers: what becomes of the others: `base`, `mean` or `source:<name>`.
         dtype: stored dtype of the output (safetensors name, like BF16); the inputs' by default.
         target: the locale that the merge is for; only recorded.
+        statistics: a file per source, made by `langmerge learn fisher` or `langmerge learn gram` for a method (or a head)
+            that reads it.
         pickle: take models that have only `pytorch_model.bin`; they are read without running code.
     """
 
@@ -106,6 +109,7 @@ class Recipe(BaseModel):
     other_layers: str = "base"
     dtype: Literal["F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"] | None = None
     target: str | None = None
+    statistics: dict[str, Path] = Field(default_factory=dict)
     pickle: bool = False
 
     @field_validator("coefficients", mode="before")
@@ -129,7 +133,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _parts_name_what_there_is(self) -> Self:
-        for key, words in (("embeddings", _PARTS), ("head", _PARTS), ("other_layers", _PARTS[1:])):
+        head = (*_PARTS, "regmean")
+        for key, words in (("embeddings", _PARTS), ("head", head), ("other_layers", _PARTS[1:])):
             said = getattr(self, key)
             if said not in words and said.removeprefix("source:") not in self.sources:
                 raise ValueError(
@@ -181,4 +186,7 @@ class Recipe(BaseModel):
         except ValidationError as error:
             raise RecipeError(f"{where}: {first_fault(error)}") from None
         absolute = {name: folder / source for name, source in recipe.sources.items()}
-        return recipe.model_copy(update={"base": folder / recipe.base, "sources": absolute})
+        statistics = {name: folder / file for name, file in recipe.statistics.items()}
+        return recipe.model_copy(
+            update={"base": folder / recipe.base, "sources": absolute, "statistics": statistics}
+        )

@@ -11,7 +11,7 @@ from langmerge.checkpoint import chunk_digest
 from langmerge.engine.inputs import Span
 from langmerge.engine.passes import Chunk, Job, Measuring, MergedChunk, Pass, non_finite_fault
 from langmerge.engine.plan import TensorPlan
-from langmerge.kernels import DTYPE_CODES, OPERATIONS
+from langmerge.kernels import DTYPE_CODES, ELECTIONS, OPERATIONS
 from langmerge.methods.mixing import mixing_of
 from langmerge.methods.streams import keep_below, source_keys, stream_key
 
@@ -80,8 +80,8 @@ class CompiledBackend:
             for first, last in job.inputs.chunks(start, stop):
                 base, sources = job.inputs.spans(first, last)
                 out = np.empty((n, n))
-                around = _triple(base) if base is not None and about[0] == "base" else None
-                if not self._kernels.gram(last - first, tuple(map(_triple, sources)), around, out):
+                around = triple(base) if base is not None and about[0] == "base" else None
+                if not self._kernels.gram(last - first, tuple(map(triple, sources)), around, out):
                     raise non_finite_fault(job)
                 total += out
             job.inputs.let_go(start, stop)
@@ -110,7 +110,7 @@ class CompiledBackend:
             base, sources = job.inputs.spans(start, stop)
             out = np.empty(len(ranks), np.float32)
             space = np.empty(stop - start, np.uint32)
-            self._kernels.select(stop - start, tuple(map(_triple, sources)), _triple(base), ranks, space, out)
+            self._kernels.select(stop - start, tuple(map(triple, sources)), triple(base), ranks, space, out)
             job.inputs.let_go(start, stop)
             return out
 
@@ -186,7 +186,7 @@ class CompiledBackend:
             weights,
             about_base=tensor.method != "linear",
             scale=parameters.get("scale", 1.0),
-            count=parameters.get("election") == "count",
+            election=parameters.get("election", "sum"),
             normalize=bool(parameters.get("normalize")),
             bounds=bounds,
             streams=streams,
@@ -204,13 +204,13 @@ class Operation:
         *,
         about_base: bool,
         scale: float = 1.0,
-        count: bool = False,
+        election: str = "sum",
         normalize: bool = False,
         bounds: _Array | None = None,
         streams: _Array | None = None,
     ) -> None:
         self._merge = kernels.merge
-        self._settings = (OPERATIONS[name], about_base, count, normalize, weights, bounds, streams)
+        self._settings = (OPERATIONS[name], about_base, ELECTIONS[election], normalize, weights, bounds, streams)
         self._scale, self._n = scale, len(weights)
 
     def merge(self, chunk: Chunk, out: Any, dtype: str) -> MergedChunk:
@@ -223,12 +223,12 @@ class Operation:
             hashed, digests = bytearray(self._n + 1), np.empty((self._n + 1, 16), np.uint8)
             for i in inside:
                 hashed[i] = 1
-        op, about_base, count, normalize, weights, bounds, streams = self._settings
+        op, about_base, election, normalize, weights, bounds, streams = self._settings
         finite = self._merge(
             chunk.sources[0].entries,
-            tuple(map(_triple, chunk.sources)),
-            _triple(chunk.base),
-            op, about_base, count, normalize, weights, bounds, streams, chunk.start, self._scale,
+            tuple(map(triple, chunk.sources)),
+            triple(chunk.base),
+            op, about_base, election, normalize, weights, bounds, streams, chunk.start, self._scale,
             (out, 0, DTYPE_CODES[dtype]),
             squares, hashed, digests,
         )  # fmt: skip
@@ -264,8 +264,8 @@ class _Counts:
             base, sources = job.inputs.spans(first, last)
             self._kernels.count(
                 last - first,
-                tuple(map(_triple, sources)),
-                _triple(base),
+                tuple(map(triple, sources)),
+                triple(base),
                 self._low,
                 self._span,
                 self._shift,
@@ -300,5 +300,5 @@ def _per_source(tensor: TensorPlan, key: str) -> list[float]:
     return list(value) if isinstance(value, list | tuple) else [value] * len(tensor.sources)
 
 
-def _triple(span: Span | None) -> tuple[Any, int, int] | None:
+def triple(span: Span | None) -> tuple[Any, int, int] | None:
     return None if span is None else (span.buffer, span.offset, DTYPE_CODES[span.dtype])

@@ -9,6 +9,8 @@ import numpy as np
 
 from langmerge.checkpoint import CHUNK, DTYPES, Checkpoint, TensorInfo
 from langmerge.engine.plan import Plan, Rows, TensorPlan
+from langmerge.engine.statistics import Statistics
+from langmerge.methods import statistics_of
 
 STEP = CHUNK
 """Entries that are merged at once: few enough for a cache, enough to forget what Python takes for each."""
@@ -56,6 +58,11 @@ class TensorInputs:
         for source, info in zip(tensor.sources, tensor.inputs, strict=True):
             self._holders.append((plan.sources[source], info))
         self._base = (plan.base, tensor.base) if plan.base is not None and tensor.base is not None else None
+        self._statistics: list[Statistics] = []
+        self._by_entry = False
+        if tensor.statistics:
+            self._statistics = [plan.statistics[source] for source in tensor.sources]
+            self._by_entry = statistics_of(tensor.method, tensor.parameters) == "fisher"
 
     @property
     def has_base(self) -> bool:
@@ -130,16 +137,42 @@ class TensorInputs:
                 rows[lack] = fill[lack]
         return _span(base) if base is not None else None, [_span(rows) for rows in found]
 
+    def statistics(self, start: int, stop: int) -> list[Floats]:
+        """What the method reads of every source beside its weights, as float32: a Fisher's entries in the range (flat), or
+        the whole Gram; empty for most methods.
+        """
+        arrays = [one.array(self.tensor.name) for one in self._statistics]
+        if not self._by_entry:
+            return [np.asarray(one, dtype=np.float32) for one in arrays]
+        if not self.tensor.gathered:
+            return [np.asarray(one.reshape(-1)[start:stop], dtype=np.float32) for one in arrays]
+        found = []
+        for source, one in zip(self.tensor.sources, arrays, strict=True):
+            rows = self.tensor.rows.get(source)
+            first, last = start // self.width, stop // self.width
+            taken = _rows(one, rows, first, last)
+            # Nothing is known of a row that the source does not have.
+            taken[_missing(rows, first, last)] = 0
+            found.append(taken.reshape(-1))
+        return found
+
     def let_go(self, start: int, stop: int) -> None:
         """Unmap the pages of a range: what has been read is not needed again, and memory stays small."""
-        if self.tensor.gathered:
-            return
-        for checkpoint, info in self.everything():
-            width = DTYPES[info.dtype].itemsize
-            first = -(-(info.offset + start * width) // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = (info.offset + stop * width) // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first and hasattr(mmap, "MADV_DONTNEED"):
-                checkpoint.mapped(info.file).madvise(mmap.MADV_DONTNEED, first, last - first)
+        if not self.tensor.gathered:
+            for checkpoint, info in self.everything():
+                _unmap(checkpoint.mapped(info.file), info, start, stop)
+        for one, info in zip(self._statistics, self.tensor.statistics, strict=True):
+            whole = not self._by_entry or self.tensor.gathered
+            _unmap(one.files.mapped(info.file), info, *((0, info.entries) if whole else (start, stop)))
+
+
+def _unmap(mapped: mmap.mmap, info: TensorInfo, start: int, stop: int) -> None:
+    """Let the pages go that lie within a range of a tensor's entries."""
+    width = DTYPES[info.dtype].itemsize
+    first = -(-(info.offset + start * width) // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (info.offset + stop * width) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _rows(array: np.ndarray[Any, Any], rows: Rows | None, first: int, last: int) -> Floats:

@@ -1,7 +1,7 @@
 """From a native recipe to a plan: every fault at once, before a byte is written."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from langmerge.engine.faults import (
     zero_delta_faults,
 )
 from langmerge.engine.labels import is_label_row, label_orders
+from langmerge.engine.measured import HEAD, is_head_matrix, statistics_read, with_statistics
 from langmerge.engine.plan import Companions, Plan, TensorPlan
+from langmerge.engine.statistics import Statistics
 from langmerge.engine.token_ids import renumbered
 from langmerge.engine.vocabulary import Alignment, align, is_vocabulary_tensor, vocabulary_size
 from langmerge.errors import CheckpointError, MethodError, PlanError
-from langmerge.methods import checked_parameters, spec_of
+from langmerge.methods import SPECS, checked_parameters, method_parameters, spec_of
 from langmerge.recipe import Recipe
 
 BASE = "the base"
@@ -51,8 +53,9 @@ def plan_recipe(recipe: Recipe) -> Plan:
     has_head = any(group_of(name) == "head" and name in first.tensors for name in in_base or {})
     orders, labels = label_orders(base if has_head else None, sources, faults)
     aligned = _alignment(base, in_base, sources, faults)
-    planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, faults)
-    tensors = planner.tensors()
+    statistics = statistics_read(recipe, parameters, sources, faults)
+    planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, statistics, faults)
+    tensors = with_statistics(planner.tensors(), statistics, recipe, faults)
     _swap_faults(planner, faults)
     label_row_faults(tensors, labels, faults)
     coefficient_faults(recipe.weights, first, tensors, faults)
@@ -78,15 +81,17 @@ def plan_recipe(recipe: Recipe) -> Plan:
             key: getattr(recipe, key) for key in ("embeddings", "head", "layers", "other_layers", "dtype")
         },
         vocabulary=aligned.report if aligned and not aligned.report["equal"] else {},
+        statistics=statistics,
     )
 
 
 def _recorded(recipe: Recipe) -> dict[str, Any]:
     """The recipe as the receipt keeps it: from another folder, too, it must name the same inputs."""
-    dumped = recipe.model_dump(mode="json", exclude_none=True)
+    dumped = recipe.model_dump(mode="json", exclude_none=True, exclude={"statistics"})
     dumped["base"] = str(recipe.base.absolute())
     dumped["sources"] = {name: str(folder.absolute()) for name, folder in recipe.sources.items()}
-    return dumped
+    files = {name: str(file.absolute()) for name, file in recipe.statistics.items()}
+    return dumped | ({"statistics": files} if files else {})
 
 
 def _arithmetic_order(recipe: Recipe) -> list[str]:
@@ -240,12 +245,13 @@ class _Planner:
         sources: Mapping[str, Checkpoint],
         orders: Mapping[str, np.ndarray[Any, Any]],
         aligned: Alignment | None,
+        statistics: Mapping[str, Statistics],
         faults: list[str],
     ) -> None:
         self.recipe, self.parameters, self.faults = recipe, parameters, faults
         self.base, self.in_base, self.sources = base, in_base, sources
-        self.orders, self.aligned = orders, aligned
-        self.matrices = recipe.method and recipe.method in _matrix_methods()
+        self.orders, self.aligned, self.statistics = orders, aligned, statistics
+        self.matrices = recipe.method in SPECS and SPECS[recipe.method].matrices
         blocks = {block_of(name) for checkpoint in sources.values() for name in checkpoint.tensors} - {None}
         self.blocks = len(blocks) or None
         everyone = {**sources, BASE: base} if base else sources
@@ -336,6 +342,10 @@ class _Planner:
             return replace(blank, treatment="dropped", reason="not in the base")
         if not info.is_float:
             return replace(blank, reason="not a floating-point tensor")
+        if group == "head" and recipe.head == HEAD:
+            if is_head_matrix(name, info.shape, self.statistics):
+                return self._merged(blank, HEAD)
+            return self._by(blank, "mean", "the recipe says head: regmean, which is for matrices with a Gram")
         if group in ("embeddings", "head") and (said := getattr(recipe, group)) != "merge":
             if own is None and said == "base":
                 self.faults.append(
@@ -349,17 +359,20 @@ class _Planner:
             return self._by(blank, recipe.other_layers, f"the recipe says layers: {recipe.layers}")
         if self.matrices and (group in ("embeddings", "head") or len(info.shape) != 2):
             return self._by(blank, "mean", f"{recipe.method} is for the encoder's weight matrices")
-        row = recipe.weights.for_tensor(name)
-        weights, parameters = normal_weights(
-            recipe.method, [row[source] for source in self.sources], dict(self.parameters)
-        )
+        return self._merged(blank, recipe.method)
+
+    def _merged(self, blank: TensorPlan, method: str) -> TensorPlan:
+        """By the recipe's method, or by the one that its head asks for."""
+        own = self.parameters if method == self.recipe.method else method_parameters(method)
+        row = self.recipe.weights.for_tensor(blank.name)
+        weights, parameters = normal_weights(method, [row[source] for source in self.sources], dict(own))
         return replace(
             blank,
             treatment="merged",
-            method=recipe.method,
+            method=method,
             parameters=parameters,
             weights=weights,
-            block=self._block(name),
+            block=self._block(blank.name),
             blocks=self.blocks,
         )
 
@@ -384,9 +397,3 @@ class _Planner:
         return replace(
             blank, treatment="mean", reason=reason, method="linear", parameters=parameters, weights=weights
         )
-
-
-def _matrix_methods() -> Sequence[str]:
-    from langmerge.methods import SPECS
-
-    return [name for name, spec in SPECS.items() if spec.matrices]

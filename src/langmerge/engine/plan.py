@@ -9,6 +9,7 @@ import numpy as np
 
 from langmerge.checkpoint import Checkpoint, TensorInfo
 from langmerge.coefficients import Coefficients
+from langmerge.engine.statistics import Statistics
 
 Treatment = Literal["merged", "mean", "base", "source", "dropped"]
 
@@ -34,6 +35,7 @@ class TensorPlan:
         weights: a number for each source.
         rows: row maps of the sources whose rows stand in another order than the output's: labels or vocabulary pieces.
         base_rows: the same of the base.
+        statistics: of the sources on text, where the method reads them: a Fisher or a Gram each.
         label_rows: whether its rows are labels.
         block: number of its layer in the output; −1 for embeddings, `blocks` for what follows the last layer, None in a
             model without layers.
@@ -53,6 +55,7 @@ class TensorPlan:
     weights: tuple[float, ...] = ()
     rows: Mapping[str, Rows] = field(default_factory=dict)
     base_rows: Rows | None = None
+    statistics: tuple[TensorInfo, ...] = ()
     label_rows: bool = False
     block: int | None = None
     blocks: int | None = None
@@ -100,6 +103,7 @@ class Plan:
         target: the locale that the merge is for; only recorded.
         settings: what else of the recipe decides the result, for its signature.
         vocabulary: report on vocabularies that were aligned; empty where all are the same.
+        statistics: of the sources on text, opened; empty where the recipe reads none.
     """
 
     recipe: Mapping[str, Any]
@@ -115,6 +119,7 @@ class Plan:
     target: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
     @property
     def written(self) -> list[TensorPlan]:

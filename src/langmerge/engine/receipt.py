@@ -36,6 +36,11 @@ def recipe_payload(plan: Plan, digests: Digests | None = None) -> dict[str, Any]
         "parameters": dict(plan.parameters),
         "coefficients": numbers,
         **plan.settings,
+        **(
+            {"statistics": [[names[n], one.signature] for n, one in plan.statistics.items()]}
+            if plan.statistics
+            else {}
+        ),
         "langmerge": __version__,
     }
 
@@ -85,6 +90,11 @@ def receipt(
         "hashes": {
             "base": payload["base"],
             "sources": {name: own for name, (_, own) in zip(plan.sources, payload["sources"], strict=True)},
+            **(
+                {"statistics": {n: s.signature for n, s in plan.statistics.items()}}
+                if plan.statistics
+                else {}
+            ),
         },
         "label_rows_permuted": list(plan.permuted),
         "labels": plan.labels,

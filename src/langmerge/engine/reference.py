@@ -91,6 +91,13 @@ class TorchBackend:
         own = torch.from_numpy(np.array(base.floats())).reshape(shape).to(self._device) if base else tuned[0]
         return own, tuned, torch.tensor(tensor.weights, dtype=torch.float32, device=self._device)
 
+    def _statistics(self, job: Job, start: int, entries: int) -> Tensor:
+        """Fishers of a chunk in its shape, (N, *S), or the tensor's Grams, (N, in, in)."""
+        found = torch.from_numpy(np.stack(job.inputs.statistics(start, start + entries)))
+        if found.ndim == 2:
+            found = found.reshape(len(found), *_chunk_shape(job.inputs.tensor, entries, job.inputs.width))
+        return found.to(self._device)
+
 
 class TorchOperation:
     """One method with everything but the chunk."""
@@ -118,9 +125,11 @@ class TorchOperation:
         """
         tensor, (base, sources, start, _) = self._job.inputs.tensor, chunk
         own, tuned, weights = self._backend._given(self._job, base, sources)
-        offset = {"offset": start} if self._has_offset else {}
+        of_chunk: dict[str, Any] = {"offset": start} if self._has_offset else {}
+        if tensor.statistics:
+            of_chunk["statistics"] = self._backend._statistics(self._job, start, sources[0].entries)
         try:
-            result = METHODS[tensor.method](own, tuned, weights, **self._arguments, **offset)
+            result = METHODS[tensor.method](own, tuned, weights, **self._arguments, **of_chunk)
         except MethodError as error:
             raise MethodError(f"tensor {tensor.name!r}: {error}") from None
         squares = np.zeros(len(sources) + 1)

@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,16 +120,30 @@ class Stream:
             try:
                 model = self._measured_over_model(pool, tensors if measured is None else measured)
                 for group in _groups(tensors):
-                    jobs = [
-                        Job(TensorInputs(self.plan, tensor), dict(model.get(tensor.name, {})))
-                        for tensor in group
-                    ]
-                    works = [self._measure([job]) for job in jobs if not job.known]
-                    run_all(pool, [work for work in works if work is not None])
-                    yield from self._merged(pool, jobs, sink)
+                    yield from self._merged(pool, self._group(pool, group, model), sink)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+    def measured(self, tensors: Sequence[TensorPlan]) -> list[Job]:
+        """Tensors with what their methods have to know of them before they can be merged, each by itself."""
+        with ThreadPoolExecutor(max_workers=self.threads or cores()) as pool, self._steady(tensors):
+            return [job for group in _groups(tensors) for job in self._group(pool, group, {})]
+
+    def operation(self, job: Job) -> Operating:
+        """What merges chunks of a tensor that has been measured."""
+        return self._backend(job.inputs.tensor).operation(job)
+
+    def _group(
+        self,
+        pool: ThreadPoolExecutor,
+        tensors: Sequence[TensorPlan],
+        model: Mapping[str, Mapping[str, Any]],
+    ) -> list[Job]:
+        jobs = [Job(TensorInputs(self.plan, tensor), dict(model.get(tensor.name, {}))) for tensor in tensors]
+        works = [self._measure([job]) for job in jobs if not job.known]
+        run_all(pool, [work for work in works if work is not None])
+        return jobs
 
     def grams(self, tensors: Sequence[TensorPlan], *, progress: Progress = silent) -> np.ndarray[Any, Any]:
         """What methods that measure dot products of sources measure, summed over tensors: (sources, sources).
@@ -169,7 +183,7 @@ class Stream:
     @contextmanager
     def _steady(self, tensors: Sequence[TensorPlan]) -> Iterator[None]:
         """One torch thread for each of ours: sums cut among threads round differently, and results must not."""
-        if all(self._is_compiled(tensor) for tensor in tensors):
+        if all(self.is_compiled(tensor) for tensor in tensors):
             yield
             return
         import torch
@@ -181,7 +195,8 @@ class Stream:
         finally:
             torch.set_num_threads(before)
 
-    def _is_compiled(self, tensor: TensorPlan) -> bool:
+    def is_compiled(self, tensor: TensorPlan) -> bool:
+        """Whether the compiled kernels merge a tensor."""
         if not tensor.method:
             return True
         return self._compiled is not None and self._compiled.handles(tensor)

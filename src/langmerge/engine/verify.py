@@ -87,6 +87,11 @@ def _hash_faults(plan: Plan, record: Mapping[str, Any]) -> list[str]:
         for name, now in hashes.items()
         if then.get("sources", {}).get(name) != now
     ]
+    faults += [
+        f"the statistics of source {name} have changed: their hash was {then.get('statistics', {}).get(name)}, it is {now}"
+        for name, now in ((name, one.signature) for name, one in plan.statistics.items())
+        if then.get("statistics", {}).get(name) != now
+    ]
     if then.get("base") != payload["base"]:
         faults.append(f"the base has changed: its hash was {then.get('base')}, it is {payload['base']}")
     if not faults and record.get("signature") != (now := signature(payload)):

@@ -1,18 +1,14 @@
 """Candidates: merges that are scored in memory, without being written."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from langmerge.engine import Plan, make_plan, merged_tensors, recipe_payload
+from langmerge.engine import Plan, make_plan, recipe_payload
 from langmerge.evaluate import PoolEvaluator
 from langmerge.experiments.grid import MethodChoice
 from langmerge.methods import spec_of
-from langmerge.models import load_classifier
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, signature
+from langmerge.scoring import ResidentClassifier
 from langmerge.selection import Selection, TransferMatrix, select_sources
 
 
@@ -74,8 +70,7 @@ class CandidateScorer:
 
     def __init__(self, evaluator: PoolEvaluator) -> None:
         self._evaluator = evaluator
-        self._resident: Any = None
-        self._merged: str | None = None
+        self._resident = ResidentClassifier(evaluator.pool)
 
     def plan(self, candidate: Candidate) -> Plan:
         """The candidate's plan."""
@@ -98,24 +93,6 @@ class CandidateScorer:
         kept = (
             self._evaluator.pool.root / "logits" / split / candidate.target / "merges" / f"{own}.safetensors"
         )
-        return self._evaluator.logits(self._model(plan, own), own, candidate.target, split, kept=kept)
-
-    def _model(self, plan: Plan, own: str) -> Callable[[], Any]:
-        def model() -> Any:
-            if self._merged != own:
-                self._fill(plan)
-                self._merged = own
-            return self._resident
-
-        return model
-
-    @torch.no_grad()
-    def _fill(self, plan: Plan) -> None:
-        """Merge into the resident model, tensor by tensor."""
-        if self._resident is None:
-            self._resident = load_classifier(self._evaluator.pool.base_folder)
-        self._merged = None
-        state = self._resident.state_dict()
-        for one in merged_tensors(plan):
-            # A name that is not there raises: nothing may be merged and then left out.
-            state[one.plan.name].copy_(one.tensor)
+        return self._evaluator.logits(
+            lambda: self._resident.filled(plan, own), own, candidate.target, split, kept=kept
+        )

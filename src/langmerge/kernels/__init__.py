@@ -8,6 +8,9 @@ from langmerge.errors import InputError
 OPERATIONS = {"combine": 0, "ties": 1, "dare_linear": 2, "dare_ties": 3}
 """Operations of the `merge` kernel by name."""
 
+ELECTIONS = {"sum": 0, "count": 1, "unweighted": 2}
+"""How the `merge` kernel elects signs, by name."""
+
 DTYPE_CODES = {"F32": 0, "BF16": 1, "F16": 2, "F64": 3, "F8_E4M3": 4, "F8_E5M2": 5}
 """Stored dtypes that the kernels read and write, by safetensors' name."""
 

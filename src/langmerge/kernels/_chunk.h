@@ -15,6 +15,7 @@
 #define all_finite NAME(all_finite)
 #define elect NAME(elect)
 #define trim NAME(trim)
+#define agree NAME(agree)
 #define drop NAME(drop)
 #define rows_of NAME(rows_of)
 #define hash_inputs NAME(hash_inputs)
@@ -215,7 +216,7 @@ INLINE void elect(const Chunk *c, const float *restrict delta, const float *rest
         Lanes vote = {0}, sum = {0}, below = {0};
         for (Py_ssize_t s = 0; s < c->sources; s++) {
             const Lanes x = lanes_at(delta + s * BLOCK + i), w = all_lanes(c->weights[s]);
-            vote = vote + w * (c->count ? signs_of(x) : x);
+            vote = vote + (c->election == UNWEIGHTED ? x : w * (c->election == COUNT ? signs_of(x) : x));
         }
         const Masks up = vote > 0.0f, down = vote < 0.0f;
         for (Py_ssize_t s = 0; s < c->sources; s++) {
@@ -414,6 +415,46 @@ static int NAME(gram_blocks)(Chunk *c, double *out)
     return 0;
 }
 
+/* Only entries with the sign of Σ δ_i stay in the rows of a block, as `elect` has it without weights. */
+INLINE void agree(float *restrict delta, Py_ssize_t sources, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < n; i += WIDE) {
+        Lanes vote = {0};
+        for (Py_ssize_t s = 0; s < sources; s++) vote = vote + lanes_at(delta + s * BLOCK + i);
+        const Masks up = vote > 0.0f, down = vote < 0.0f;
+        for (Py_ssize_t s = 0; s < sources; s++) {
+            const Lanes x = lanes_at(delta + s * BLOCK + i);
+            const Lanes left = (Lanes)((Masks)x & (((x > 0.0f) & up) | ((x < 0.0f) & down)));
+            memcpy(delta + s * BLOCK + i, &left, sizeof left);
+        }
+    }
+}
+
+/* ⟨g, τ_s⟩ of every source; with bounds the τ_s are trimmed and only what agrees is taken. out is (N,) float64. */
+static int NAME(dots_blocks)(Chunk *c, const float *g, double *out)
+{
+    const Py_ssize_t N = c->sources;
+    float *delta = calloc((size_t)N * BLOCK, sizeof(float)), base_space[BLOCK], space[BLOCK], row[BLOCK] = {0};
+    if (!delta) return -1;
+    memset(out, 0, sizeof(double) * (size_t)N);
+    for (Py_ssize_t start = 0; start < c->entries; start += BLOCK) {
+        const Py_ssize_t n = c->entries - start < BLOCK ? c->entries - start : BLOCK;
+        const float *base = rows_of(base_space, c->base + start * WIDTH[c->base_dtype], c->base_dtype, n);
+        for (Py_ssize_t s = 0; s < N; s++) {
+            const float *x = rows_of(space, c->from[s] + start * WIDTH[c->dtype[s]], c->dtype[s], n);
+            float *restrict own = c->bounds ? row : delta + s * BLOCK;
+            for (Py_ssize_t i = 0; i < n; i++) own[i] = x[i] - base[i];
+            if (c->bounds) trim(delta + s * BLOCK, row, c->bounds[s], n);
+        }
+        if (c->bounds) agree(delta, N, n);
+        for (Py_ssize_t s = 0; s < N; s++) out[s] += dot(delta + s * BLOCK, g + start, n);
+    }
+    c->finite = 1;
+    for (Py_ssize_t s = 0; s < N; s++) c->finite &= isfinite(out[s]) != 0;
+    free(delta);
+    return 0;
+}
+
 /* Counts of magnitudes |τ_s|, as the bits of a float32: how many are at least low[s] + span, and, between low[s] and
  * that, a histogram of (bits - low[s]) >> shift. counts is (N, 1 + (span >> shift)) int64 and is added to. */
 static int NAME(count_blocks)(Chunk *c, const uint32_t *low, uint32_t span, int shift, int64_t *counts)
@@ -512,6 +553,7 @@ static int NAME(select_blocks)(Chunk *c, const int64_t *rank, float *out, uint32
 #undef all_finite
 #undef elect
 #undef trim
+#undef agree
 #undef drop
 #undef rows_of
 #undef hash_inputs

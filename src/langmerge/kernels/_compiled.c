@@ -39,11 +39,12 @@ static void fill_float8(void)
 }
 
 enum { COMBINE = 0, TIES = 1, DARE = 2, DARE_TIES = 3 };
+enum { SUM = 0, COUNT = 1, UNWEIGHTED = 2 };
 
 typedef struct {
     Py_ssize_t entries, sources;
     const char *base;             /* or NULL */
-    int base_dtype, out_dtype, op, about_base, count, normalize;
+    int base_dtype, out_dtype, op, about_base, election, normalize;
     const char *from[MAX_SOURCES];
     int dtype[MAX_SOURCES];
     const float *weights;         /* w_i */
@@ -131,6 +132,7 @@ static int (*merge_blocks)(Chunk *) = merge_blocks_plain;
 static int (*gram_blocks)(Chunk *, double *) = gram_blocks_plain;
 static int (*count_blocks)(Chunk *, const uint32_t *, uint32_t, int, int64_t *) = count_blocks_plain;
 static int (*select_blocks)(Chunk *, const int64_t *, float *, uint32_t *) = select_blocks_plain;
+static int (*dots_blocks)(Chunk *, const float *, double *) = dots_blocks_plain;
 static const char *chosen = "plain";
 
 static int choose(const char *name)
@@ -140,20 +142,20 @@ static int choose(const char *name)
     if (!strcmp(name, "avx512") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
         merge_blocks = merge_blocks_avx512, gram_blocks = gram_blocks_avx512, count_blocks = count_blocks_avx512;
-        select_blocks = select_blocks_avx512;
+        select_blocks = select_blocks_avx512, dots_blocks = dots_blocks_avx512;
         chosen = "avx512";
         return 1;
     }
     if (!strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         merge_blocks = merge_blocks_avx2, gram_blocks = gram_blocks_avx2, count_blocks = count_blocks_avx2;
-        select_blocks = select_blocks_avx2;
+        select_blocks = select_blocks_avx2, dots_blocks = dots_blocks_avx2;
         chosen = "avx2";
         return 1;
     }
 #endif
     if (!strcmp(name, "plain")) {
         merge_blocks = merge_blocks_plain, gram_blocks = gram_blocks_plain, count_blocks = count_blocks_plain;
-        select_blocks = select_blocks_plain;
+        select_blocks = select_blocks_plain, dots_blocks = dots_blocks_plain;
         chosen = "plain";
         return 1;
     }
@@ -259,8 +261,8 @@ static PyObject *merge(PyObject *self, PyObject *args)
     Py_ssize_t offset;
     int failed = 1, finite = 0;
     if (!c) return PyErr_NoMemory();
-    if (!PyArg_ParseTuple(args, "nO!OipppOOOnfOOOO", &c->entries, &PyTuple_Type, &inputs, &base, &c->op, &c->about_base,
-                          &c->count, &c->normalize, &weights, &bounds, &streams, &offset, &c->scale, &out,
+    if (!PyArg_ParseTuple(args, "nO!OipipOOOnfOOOO", &c->entries, &PyTuple_Type, &inputs, &base, &c->op, &c->about_base,
+                          &c->election, &c->normalize, &weights, &bounds, &streams, &offset, &c->scale, &out,
                           &squares, &hashed, &digests) ||
         begin(c, &b, inputs, base))
         goto end;
@@ -268,6 +270,10 @@ static PyObject *merge(PyObject *self, PyObject *args)
     c->offset = (uint64_t)offset;
     if (c->op < COMBINE || c->op > DARE_TIES || (c->about_base && !c->base) || (c->op != COMBINE && !c->about_base)) {
         PyErr_SetString(PyExc_ValueError, "this operation needs a base");
+        goto end;
+    }
+    if (c->election < SUM || c->election > UNWEIGHTED) {
+        PyErr_SetString(PyExc_ValueError, "unknown election");
         goto end;
     }
     if (!(c->weights = (float *)take(&b, weights, 0, N * 4, 0))) goto end;
@@ -300,6 +306,35 @@ static PyObject *gram(PyObject *self, PyObject *args)
         goto end;
     Py_BEGIN_ALLOW_THREADS
     failed = gram_blocks(c, to);
+    Py_END_ALLOW_THREADS
+    finite = c->finite;
+end:
+    PyMem_Free(c);
+    return finish(&b, failed, finite);
+}
+
+static PyObject *dots(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Chunk *c = PyMem_Calloc(1, sizeof *c);
+    Buffers b = {0};
+    PyObject *inputs, *base, *gradient, *bounds, *out;
+    int failed = 1, finite = 0;
+    const float *g;
+    double *to;
+    if (!c) return PyErr_NoMemory();
+    if (!PyArg_ParseTuple(args, "nO!OOOO", &c->entries, &PyTuple_Type, &inputs, &base, &gradient, &bounds, &out) ||
+        begin(c, &b, inputs, base))
+        goto end;
+    if (!c->base) {
+        PyErr_SetString(PyExc_ValueError, "there is no task vector without a base");
+        goto end;
+    }
+    if (!(g = (const float *)take(&b, gradient, 0, c->entries * 4, 0))) goto end;
+    if (bounds != Py_None && !(c->bounds = (float *)take(&b, bounds, 0, c->sources * 4, 0))) goto end;
+    if (!(to = (double *)take(&b, out, 0, c->sources * 8, 1))) goto end;
+    Py_BEGIN_ALLOW_THREADS
+    failed = dots_blocks(c, g, to);
     Py_END_ALLOW_THREADS
     finite = c->finite;
 end:
@@ -376,9 +411,10 @@ static PyObject *instructions(PyObject *self, PyObject *args)
 
 static PyMethodDef functions[] = {
     {"merge", merge, METH_VARARGS,
-     "merge(entries, inputs, base, op, about_base, count, normalize, weights, bounds, streams, offset, scale, out, "
+     "merge(entries, inputs, base, op, about_base, election, normalize, weights, bounds, streams, offset, scale, out, "
      "squares, hashed, digests) -> finite"},
     {"gram", gram, METH_VARARGS, "gram(entries, inputs, base, out) -> finite"},
+    {"dots", dots, METH_VARARGS, "dots(entries, inputs, base, gradient, bounds, out) -> finite"},
     {"count", count, METH_VARARGS, "count(entries, inputs, base, low, span, shift, counts) -> finite"},
     {"select", select_, METH_VARARGS, "select(entries, inputs, base, ranks, space, out) -> finite"},
     {"instructions", instructions, METH_VARARGS, "instructions([name]) -> the set in use: avx512, avx2 or plain"},

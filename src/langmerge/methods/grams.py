@@ -1,4 +1,4 @@
-"""Closed-form least squares over task-vector Grams: WUDI."""
+"""Closed-form least squares over Grams of task vectors (WUDI), or of these and layer inputs."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langmerge.errors import MethodError
 from langmerge.methods.averages import deltas, shares, weighted_sum
 from langmerge.methods.specs import require, require_weights
+from langmerge.methods.statistics import checked_grams, shifted, shrunk, solved_by_gram
 
 _PANEL = 256
 
@@ -92,6 +92,80 @@ def wudi(
     return base + solved(base, [(normal[i].double(), tuned[i]) for i in moved], pull).to(base)
 
 
+def gram(
+    base: Float[Tensor, "*S"],
+    tuned: Float[Tensor, "N *S"],
+    weights: Float[Tensor, "N"],
+    *,
+    mix: float = 0.3,
+    off_diagonal: float = 0.95,
+    ridge: float = 0.1,
+    statistics: Float[Tensor, "N d d"] | None = None,
+) -> Float[Tensor, "*S"]:
+    """The delta that changes least what every source does, on its own task vector's directions and on text.
+
+    min over τ_m of Σ w_i tr((τ_m − τ_i) G_i (τ_m − τ_i)ᵀ), solved by
+    τ_m = (Σ w_i τ_i G_i + L τ̄)(Σ w_i G_i + L I)⁻¹,  L = ridge × mean diagonal of Σ w_i G_i,  τ̄ = Σ w_i τ_i,
+    G_i = (1 − mix) τ_iᵀ τ_i / ‖τ_i‖² + mix A_i / tr A_i
+
+    Args:
+        base: θ_0; a matrix is (out, in), as torch's linear layers store it.
+        tuned: θ_i.
+        weights: w_i, normalised to sum to one.
+        mix: share of the Grams of text; 0 is `wudi` and reads no statistics, 1 is RegMean with Grams of trace one.
+        off_diagonal: what off-diagonal entries of A_i are multiplied by.
+        ridge: pulls towards the mean; above 0 and finite.
+        statistics: A_i, Gram of the layer's inputs in source i; the identity where None.
+
+    Returns:
+        θ_0 + τ_m for matrices; vectors, scalars and everything else are the weighted mean.
+
+    Raises:
+        MethodError: a parameter outside its range, a ridge so small that the system is singular, a negative weight,
+            weights that sum to zero, or A_i that hold NaN or a negative diagonal.
+
+    Source:
+        WUDI-Merging (Cheng et al. 2025, equation 9) and RegMean (Jin et al. 2023, equation 2) are its ends; both solve
+        the same least squares with other Grams.
+
+    Conventions:
+        Both Grams have trace one, so `mix` has no unit. A source whose task vector is zero has no task-vector Gram, one
+        whose layer never saw anything no other. Arithmetic is float64 inside.
+    """
+    require("gram", mix=mix, off_diagonal=off_diagonal, ridge=ridge)
+    require_weights("gram", weights.tolist())
+    if mix == 0.0:
+        return wudi(base, tuned, weights, ridge=ridge)
+    normal = shares(weights)
+    mean = weighted_sum(normal, deltas(base, tuned))
+    if base.ndim != 2 or base.numel() == 0:
+        return base + mean
+    if statistics is not None:
+        checked_grams("gram", statistics)
+    inputs = base.shape[1]
+    total = torch.zeros(inputs, inputs, dtype=torch.float64, device=base.device)
+    right = torch.zeros_like(base, dtype=torch.float64)
+    for place, (weight, one) in enumerate(zip(normal.double(), tuned, strict=True)):
+        tau = (one - base).double()
+        own = torch.eye(inputs).to(total) if statistics is None else shrunk(statistics[place], off_diagonal)
+        own = _of_trace(own, mix)
+        if bool(tau.any()):
+            own = own + _of_trace(own_gram(tau), 1.0 - mix)
+        total = total + weight * own
+        right = torch.addmm(right, weight * tau, own)
+    pull = ridge * total.diagonal().mean()
+    if float(pull.detach()) == 0.0:
+        return base + mean
+    solved = solved_by_gram("gram", right + pull * mean.double(), shifted(total, pull))
+    return base + solved.to(base)
+
+
+def _of_trace(gram: Float[Tensor, "d d"], trace: float) -> Float[Tensor, "d d"]:
+    """The Gram scaled to this trace; as it is where its own is zero."""
+    own = gram.trace()
+    return gram * (trace / own) if float(own) != 0.0 else gram
+
+
 Part = tuple[Float[Tensor, ""], Float[Tensor, "out in"]]
 """w_i and θ_i of a source that moved."""
 
@@ -109,27 +183,14 @@ def _over_inputs(
             own = own_gram(tau.T)
             share = weight / own.trace()
             panels = gram_panels(tau, share * tau, panels)
-            right = torch.addmm(right, _shifted(share * own, weight * pull), tau)
+            right = torch.addmm(right, shifted(share * own, weight * pull), tau)
         else:
             found = gram_panels(tau, tau)
             own = mirrored(found)
             share = weight / own.trace()
             panels = [total + share * panel for total, panel in zip(panels, found, strict=True)]
-            right = torch.addmm(right, tau, _shifted(share * own, weight * pull))
-    gram = _shifted(mirrored(panels), pull)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if not int(failed):
-        solution: Tensor = torch.cholesky_solve(right.T, factor).T
-        return solution
-    if bool(torch.isfinite(gram).all()):
-        raise MethodError("wudi: the ridge is lost in the rounding of float64, take at least 1e-9")
-    return torch.full_like(right, torch.nan)
-
-
-def _shifted(matrix: Float[Tensor, "d d"], by: Float[Tensor, ""]) -> Float[Tensor, "d d"]:
-    """The matrix, which must be a new one, with `by` added to its diagonal."""
-    matrix.diagonal().add_(by)
-    return matrix
+            right = torch.addmm(right, tau, shifted(share * own, weight * pull))
+    return solved_by_gram("wudi", right, shifted(mirrored(panels), pull))
 
 
 def _over_sources(
@@ -150,13 +211,13 @@ def _over_sources(
             blocks[i, :, j], blocks[j, :, i] = block, block.T
     left = torch.cat(
         [
-            _shifted(weight * norm * blocks[i, :, i], weight * norm * pull)
+            shifted(weight * norm * blocks[i, :, i], weight * norm * pull)
             for i, ((weight, _), norm) in enumerate(zip(parts, norms, strict=True))
         ],
         1,
     )
     shares_of_columns = torch.stack([weight for weight, _ in parts]).repeat_interleave(out)
-    system = _shifted(blocks.reshape(n * out, n * out) * shares_of_columns, pull)
+    system = shifted(blocks.reshape(n * out, n * out) * shares_of_columns, pull)
     factors = torch.linalg.solve(system, left, left=False).split(out, 1)
     total = torch.zeros_like(base, dtype=torch.float64)
     for factor, (_, one), norm in zip(factors, parts, norms, strict=True):

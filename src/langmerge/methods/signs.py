@@ -80,20 +80,20 @@ def elected_mean(
 ) -> Float[Tensor, "*S"]:
     """Mean of the entries that carry the elected sign, each weighted by its source.
 
-    γ = sign Σ w_i δ_i (election `sum`) or sign Σ w_i sign δ_i (`count`);
+    γ = sign Σ w_i δ_i (election `sum`), sign Σ w_i sign δ_i (`count`) or sign Σ δ_i (`unweighted`);
     τ_m = Σ a_i w_i δ_i / Σ b_i w_i with a_i = [sign δ_i = γ ≠ 0] and b_i = a_i
 
     Args:
         delta: δ_i, trimmed or dropped.
         weights: w_i.
-        election: `sum` or `count`.
+        election: `sum`, `count` or `unweighted`.
         undropped: τ_i from which δ_i was dropped at random and rescaled; then b_i = [sign τ_i = γ ≠ 0].
         normalize: divide; without, τ_m = Σ a_i w_i δ_i.
 
     Returns:
         τ_m: 0 where the votes cancel exactly or nothing is left, NaN where a δ_i is NaN or an infinite one loses the vote.
     """
-    elected = weighted_sum(weights, delta.sign() if election == "count" else delta).sign()
+    elected = _elected(delta, weights, election)
     agrees = carries(elected, delta)
     # 0 × NaN is NaN: what is not finite shows in the result even though torch's sign(NaN) is 0 and loses the election.
     agreed = weighted_sum(weights, agrees * delta)
@@ -103,6 +103,27 @@ def elected_mean(
     # rescaling has paid for it, and to leave it out here would pay twice.
     total = weighted_sum(weights, agrees if undropped is None else carries(elected, undropped))
     return agreed / torch.where(total == 0, 1.0, total)
+
+
+def _elected(
+    delta: Float[Tensor, "N *S"], weights: Float[Tensor, "N"], election: str
+) -> Float[Tensor, "*S"]:
+    """γ."""
+    if election == "unweighted":
+        weights = torch.ones_like(weights)
+    return weighted_sum(weights, delta.sign() if election == "count" else delta).sign()
+
+
+def agreed(
+    tau: Float[Tensor, "N *S"], smallest: Float[Tensor, "N"] | None = None
+) -> Float[Tensor, "N *S"]:
+    """Each task vector trimmed to magnitudes from `smallest` on and then to the entries with the sign of their sum.
+
+    `ties` without division and with the election `unweighted` is Σ w_i of these: the task vectors of AdaMerging++.
+    """
+    if smallest is not None:
+        tau = trimmed(tau, smallest)
+    return carries(_elected(tau, torch.ones(len(tau)).to(tau), "unweighted"), tau) * tau
 
 
 def carries(sign: Float[Tensor, "*S"], stacked: Float[Tensor, "N *S"]) -> Float[Tensor, "N *S"]:
@@ -132,8 +153,10 @@ def ties(
         weights: w_i, not negative.
         density: share of entries kept in each task vector, in (0, 1]: one number, or one per source.
         scale: s; 1 is right. Published uses of the largest remaining weight (about 0.3) shrink the merge.
-        election: `sum` (the paper: the sign with the larger total mass) or `count` (the more frequent sign).
-        normalize: divide by the agreeing weights; without, their sum is taken.
+        election: `sum` (the sign with the larger total mass), `count` (the more frequent sign), each weighted, or
+            `unweighted` (the paper: the sign of Σ δ_i, whatever the weights).
+        normalize: divide by the agreeing weights; without, their sum is taken. Without, and `unweighted`, the result is
+            linear in the weights: what AdaMerging++ learns.
         known: `thresholds` (N, 1), the smallest magnitude kept per source, where the engine has found them over more
             than this tensor (`scope=model`, or a chunk of a tensor).
 
@@ -185,7 +208,7 @@ def dare_ties(
         weights: w_i, not negative.
         density: p, probability of keeping an entry, in (0, 1]: one number, or one per source.
         scale: s.
-        election: `sum` or `count`, as in `ties`.
+        election: `sum`, `count` or `unweighted`, as in `ties`.
         normalize: divide; without, the sum of what agrees is taken.
         seed: of the run.
         key: the tensor's name.

@@ -147,7 +147,7 @@ def della_ties(
         density: p, mean probability of keeping an entry, in (0, 1]: one number, or one per source.
         epsilon: ε, half the width of the window of probabilities, in [0, 0.5); p ± ε must stay in (0, 1].
         scale: s.
-        election: `sum` or `count`, as in `ties`.
+        election: `sum`, `count` or `unweighted`, as in `ties`.
         normalize: divide; without, the sum of what agrees is taken.
         seed: of the run, not negative.
         key: the tensor's name.
@@ -241,7 +241,7 @@ def breadcrumbs_ties(
         density: share of entries kept in each task vector, in (0, 1]: one number, or one per source.
         gamma: γ, share of the largest entries dropped as outliers, in [0, 1): one number, or one per source.
         scale: s.
-        election: `sum` or `count`, as in `ties`.
+        election: `sum`, `count` or `unweighted`, as in `ties`.
         normalize: divide by the agreeing weights; without, their sum is taken.
         known: `window` (N, 2), largest and smallest magnitude kept, where this is a chunk of a tensor.
 

@@ -10,6 +10,8 @@ from langmerge.errors import MethodError
 
 Value = bool | int | float | str | None
 Sees = Literal["entry", "row", "tensor"]
+Kind = Literal["fisher", "grams"]
+"""What has been measured of a source on text: the diagonal Fisher of its weights, or the Grams of its layers' inputs."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class MethodSpec:
         negative_weights: whether a weight below zero makes sense.
         normalizes: whether weights are divided by their sum, which then must not be zero.
         matrices: for the encoder's weight matrices only; the engine gives embeddings, heads and vectors the mean.
+        statistics: what it reads of every source beside its weights.
+        statistics_unless: a parameter and its value with which it reads nothing, whatever `statistics` says.
     """
 
     home: str
@@ -81,6 +85,8 @@ class MethodSpec:
     negative_weights: bool = True
     normalizes: bool = False
     matrices: bool = False
+    statistics: Kind | None = None
+    statistics_unless: tuple[str, Value] | None = None
 
 
 def _share(default: float, *, per_source: bool = False) -> Parameter:
@@ -88,7 +94,10 @@ def _share(default: float, *, per_source: bool = False) -> Parameter:
 
 
 _SCALE = {"scale": Parameter(1.0)}
-_SIGNS = _SCALE | {"election": Parameter("sum", choices=("sum", "count")), "normalize": Parameter(True)}
+_SIGNS = _SCALE | {
+    "election": Parameter("sum", choices=("sum", "count", "unweighted")),
+    "normalize": Parameter(True),
+}
 _SCOPE = {"scope": Parameter("tensor", choices=("tensor", "model"))}
 _SEED = {"seed": Parameter(0, 0)}
 _ABOUT = {"about": Parameter("origin", choices=("origin", "base"))}
@@ -150,6 +159,27 @@ SPECS: dict[str, MethodSpec] = {
         negative_weights=False,
     ),
     "directional_consensus": MethodSpec("averages", {"alpha": Parameter(1.0, 0.0, 1.0)}),
+    "fisher": MethodSpec(
+        "statistics",
+        {"floor": Parameter(1e-6, 0.0, 1.0)},
+        negative_weights=False,
+        normalizes=True,
+        statistics="fisher",
+    ),
+    "gram": MethodSpec(
+        "grams",
+        {
+            "mix": Parameter(0.3, 0.0, 1.0),
+            "off_diagonal": Parameter(0.95, 0.0, 1.0),
+            "ridge": Parameter(0.1, 0.0, open_low=True),
+        },
+        sees="tensor",
+        negative_weights=False,
+        normalizes=True,
+        matrices=True,
+        statistics="grams",
+        statistics_unless=("mix", 0.0),
+    ),
     "iso_c": MethodSpec("spectral", _SCALE, sees="tensor", matrices=True, normalizes=True),
     "iso_cts": MethodSpec(
         "spectral", {"common_share": _share(0.8)} | _SCALE, sees="tensor", matrices=True, normalizes=True
@@ -208,6 +238,15 @@ SPECS: dict[str, MethodSpec] = {
         "overlap",
         {"r": Parameter(0.1, 0.0), "alpha": Parameter(0.2, 0.0), "epsilon": Parameter(1e-5, 0.0)} | _SCALE,
         negative_weights=False,
+    ),
+    "regmean": MethodSpec(
+        "statistics",
+        {"off_diagonal": Parameter(0.95, 0.0, 1.0), "ridge": Parameter(1e-4, 0.0, open_low=True)},
+        sees="tensor",
+        negative_weights=False,
+        normalizes=True,
+        matrices=True,
+        statistics="grams",
     ),
     "sce": MethodSpec(
         "selective", {"topk": Parameter(0.1, 0.0, 1.0)} | _SCALE, negative_weights=False, normalizes=True
@@ -277,6 +316,22 @@ def sees_of(name: str, parameters: Mapping[str, Any]) -> Sees:
         return spec.sees
     key, value = spec.entry_if
     return "entry" if parameters.get(key, spec.parameters[key].default) == value else spec.sees
+
+
+def statistics_of(name: str, parameters: Mapping[str, Any]) -> Kind | None:
+    """What the method reads of every source beside its weights, with these parameters; defaults stand for the rest.
+
+    >>> statistics_of("gram", {}), statistics_of("gram", {"mix": 0}), statistics_of("ties", {})
+    ('grams', None, None)
+
+    Raises:
+        MethodError: there is no such method.
+    """
+    spec = spec_of(name)
+    if spec.statistics_unless is None:
+        return spec.statistics
+    key, value = spec.statistics_unless
+    return None if parameters.get(key, spec.parameters[key].default) == value else spec.statistics
 
 
 def checked_parameters(name: str, given: Mapping[str, Any], *, sources: int | None = None) -> dict[str, Any]:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 Method = Callable[..., "Tensor"]
 """`(base, tuned, weights, **params)`: base of shape S, tuned (N, *S), weights (N,); a new tensor of shape S."""
 
-SUPPLIED_BY_ENGINE = frozenset({"block", "blocks", "key", "known", "offset", "sources"})
+SUPPLIED_BY_ENGINE = frozenset({"block", "blocks", "key", "known", "offset", "sources", "statistics"})
 """Parameters that the engine fills in, not the recipe: the block's number and the number of blocks, the tensor's name,
-what has been measured of it, where in the tensor the chunk begins, the sources' names."""
+what has been measured of it, where in the tensor the chunk begins, the sources' names, their statistics on text."""
 
 
 class _Table(Mapping[str, Method]):

@@ -7,7 +7,15 @@ from langmerge.errors import MissingExtraError
 if find_spec("transformers") is None:
     raise MissingExtraError("transformers", extra="models", needed_for="loading and training models")
 
+from langmerge.models.adapted import (
+    adapter_base,
+    is_adapter,
+    load_adapted_classifier,
+    load_model,
+    model_signature,
+)
 from langmerge.models.classifier import load_classifier, load_tokenizer, new_classifier, save_classifier
+from langmerge.models.compact import cut_embeddings, renumbered, used_rows
 from langmerge.models.devices import autocast, best_device, has_fast_bf16
 from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
 from langmerge.models.encoding import MAX_LENGTH, encode, length_bucketed, padded, shuffled_batches
@@ -18,20 +26,28 @@ from langmerge.models.representation import mean_pooled
 __all__ = [
     "MAX_LENGTH",
     "PROVENANCE_FILE",
+    "adapter_base",
     "add_mean_pooling",
     "autocast",
     "best_device",
     "build_e5_small",
+    "cut_embeddings",
     "encode",
     "has_fast_bf16",
+    "is_adapter",
     "length_bucketed",
+    "load_adapted_classifier",
     "load_classifier",
+    "load_model",
     "load_tokenizer",
     "mean_pooled",
+    "model_signature",
     "new_classifier",
     "padded",
     "pooling_parameters",
     "predict_logits",
+    "renumbered",
     "save_classifier",
     "shuffled_batches",
+    "used_rows",
 ]

@@ -12,6 +12,7 @@ from langmerge.tasks.metrics import (
 )
 from langmerge.tasks.registry import TASK_NAMES, load_task
 from langmerge.tasks.task import SPLITS, Examples, Task
+from langmerge.tasks.unlabelled import Unlabelled, file_text, task_text
 
 __all__ = [
     "SPLITS",
@@ -20,11 +21,14 @@ __all__ = [
     "Interval",
     "PairedDifference",
     "Task",
+    "Unlabelled",
     "accuracy",
     "bootstrap_interval",
     "data_folder",
+    "file_text",
     "load_task",
     "macro_f1",
     "mean_interval",
     "paired_difference",
+    "task_text",
 ]

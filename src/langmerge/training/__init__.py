@@ -1,7 +1,25 @@
-"""Training experts, and the base they start from."""
+"""Training experts, the base they start from, and refining what is made of them."""
 
 from langmerge.training.bases import OFFLINE, ensure_base
 from langmerge.training.expert import ExpertRecord, train_expert
 from langmerge.training.pool import ORIGIN, Training, train_pool
+from langmerge.training.refine import Refined, Refinement, refine_classifier, soft_labels
+from langmerge.training.refined import RECEIPT, DevLabels, RefinedFolder, refine_folder
 
-__all__ = ["OFFLINE", "ORIGIN", "ExpertRecord", "Training", "ensure_base", "train_expert", "train_pool"]
+__all__ = [
+    "OFFLINE",
+    "ORIGIN",
+    "RECEIPT",
+    "DevLabels",
+    "ExpertRecord",
+    "Refined",
+    "RefinedFolder",
+    "Refinement",
+    "Training",
+    "ensure_base",
+    "refine_classifier",
+    "refine_folder",
+    "soft_labels",
+    "train_expert",
+    "train_pool",
+]

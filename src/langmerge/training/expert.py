@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +10,18 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from langmerge.errors import TrainingError
-from langmerge.models.devices import autocast, has_fast_bf16
-from langmerge.models.encoding import padded, shuffled_batches
-from langmerge.models.pooling import pooling_parameters
+from langmerge.models.devices import has_fast_bf16
 from langmerge.models.prediction import predict_logits
 from langmerge.progress import Progress, silent
-
-Encoded = Sequence[Sequence[int]]
+from langmerge.training.epochs import (
+    Best,
+    Encoded,
+    adamw,
+    fixed_parameters,
+    frozen,
+    linear_schedule,
+    run_epoch,
+)
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,9 @@ def train_expert(
     }  # fmt: skip
     started = time.perf_counter()
     steps = math.ceil(len(train_encoded) / batch_size)
-    best, dev_accuracy, train_loss = _Best(), [], []
+    best, dev_accuracy, train_loss = Best(), [], []
     with (
-        _frozen([*pooling_parameters(model), *_embeddings(model, frozen=freeze_embeddings)]),
+        frozen(fixed_parameters(model, freeze_embeddings=freeze_embeddings)),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         progress("train", epochs * steps) as advance,
     ):
@@ -113,7 +116,7 @@ def train_expert(
         generator = torch.Generator().manual_seed(seed)
         for epoch in range(1, epochs + 1):
             train_loss.append(
-                _run_epoch(
+                run_epoch(
                     model, train_encoded, train_labels, optimizer, schedule,
                     batch_size=batch_size, generator=generator, bf16=bf16, advance=advance,
                 )
@@ -132,116 +135,3 @@ def train_expert(
         best.epoch,
         settings,
     )
-
-
-@contextmanager
-def _frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    """Parameters that do not train within the block."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def _embeddings(model: Any, *, frozen: bool) -> list[torch.nn.Parameter]:
-    return [model.get_input_embeddings().weight] if frozen else []
-
-
-def adamw(model: Any, *, lr: float, head_lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return the optimiser over the parameters that train: encoder and head, with and without decay."""
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            rate = lr if id(parameter) in encoder else head_lr
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        fused=True,
-    )
-
-
-def linear_schedule(*, steps: int, warmup: float) -> Callable[[int], float]:
-    """Return the factor on the rate for step 0, 1, …: up to 1 over the warm-up, then down to 0 at `steps`."""
-    rising = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return max(0.0, (steps - step) / max(1, steps - rising))
-
-    return factor
-
-
-class _Best:
-    """The trainable weights at the best dev accuracy so far; of equal ones the first."""
-
-    def __init__(self) -> None:
-        self.accuracy = -1.0
-        self.epoch = 0
-        self._state: dict[str, torch.Tensor] = {}
-
-    def offer(self, model: Any, accuracy: float, epoch: int) -> None:
-        if accuracy > self.accuracy:
-            self.accuracy, self.epoch = accuracy, epoch
-            self._state = {
-                name: parameter.detach().clone()
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-            }
-
-    @torch.no_grad()
-    def restore(self, model: Any) -> None:
-        for name, parameter in model.named_parameters():
-            if name in self._state:
-                parameter.copy_(self._state[name])
-        model.eval()
-
-
-def _run_epoch(
-    model: Any,
-    encoded: Encoded,
-    labels: np.ndarray,
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    *,
-    batch_size: int,
-    generator: torch.Generator,
-    bf16: bool,
-    advance: Callable[[int], None],
-) -> float:
-    """Take one pass and return its mean loss.
-
-    Raises:
-        TrainingError: the loss is not finite.
-    """
-    model.train()
-    device = next(model.parameters()).device
-    total = 0.0
-    lengths = [len(row) for row in encoded]
-    for rows in shuffled_batches(lengths, batch_size=batch_size, generator=generator):
-        ids, mask = padded([encoded[row] for row in rows], pad_id=model.config.pad_token_id or 0)
-        target = torch.from_numpy(np.asarray(labels)[rows]).to(device)
-        with autocast(device, bf16):
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        loss = torch.nn.functional.cross_entropy(logits.float(), target)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss is {value} at learning rate {schedule.get_last_lr()[0]:.2e}: "
-                "use a lower learning rate or bf16=False"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-        total += value * len(rows)
-        advance(1)
-    return total / len(encoded)

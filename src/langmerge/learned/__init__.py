@@ -1,0 +1,1 @@
+"""Coefficients learned from data, and the statistics that data-driven methods read."""

@@ -1,0 +1,370 @@
+"""Self-distillation: a copy of the model is trained, with dropout, on soft labels that it gave unlabelled text."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.optim.lr_scheduler import LambdaLR
+
+from langmerge.errors import TrainingError
+from langmerge.models.devices import has_fast_bf16
+from langmerge.models.prediction import predict_logits
+from langmerge.progress import Advance, Progress, silent
+from langmerge.training.diagnostics import collapse_notes, divergence, spread
+from langmerge.training.epochs import (
+    Best,
+    Encoded,
+    adamw,
+    fixed_parameters,
+    frozen,
+    linear_schedule,
+    put_back,
+    run_epoch,
+    trained_weights,
+)
+from langmerge.training.kept_state import drop_state, load_state, save_state
+
+SAVE_EVERY = 60.0
+"""Seconds between two saved states within an epoch."""
+
+
+class Refinement(BaseModel):
+    """How a model is refined.
+
+    Attributes:
+        rounds: the result of one teaches the next.
+        epochs: most passes in a round.
+        lr: peak learning rate of the body.
+        head_lr: peak learning rate of the head.
+        batch_size: rows in a step.
+        temperature: T of teacher and student; above 1 softens the labels.
+        seed: of the held-out rows, the order of rows and dropout.
+        warmup: share of a round's steps in which the rate rises.
+        weight_decay: of matrices.
+        freeze_embeddings: leave the word embeddings as they are.
+        held_out: share of the texts that is not trained on and says when to stop.
+        patience: stop after so many epochs without a better one.
+        bf16: bfloat16 products; None takes them where the device is faster with them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rounds: Annotated[int, Field(ge=1)] = 1
+    epochs: Annotated[int, Field(ge=1)] = 2
+    lr: Annotated[float, Field(ge=0)] = 3e-5
+    head_lr: Annotated[float, Field(ge=0)] = 3e-4
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    freeze_embeddings: bool = True
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=1)] = 1
+    bf16: bool | None = None
+
+    def resolved(self, device: torch.device) -> "Refinement":
+        """With `bf16` decided."""
+        bf16 = has_fast_bf16(device) if self.bf16 is None else self.bf16
+        return self.model_copy(update={"bf16": bf16})
+
+
+@dataclass(frozen=True)
+class Refined:
+    """How a refinement went; all but the last two depend on nothing but what was given.
+
+    Attributes:
+        history: one entry an epoch: round, epoch, loss, and on the held-out rows cross-entropy to the teacher and its
+            excess over the teacher's entropy (nats), agreement, label flips, and how predictions are spread.
+        rounds: one entry a round: the epoch that was kept, and the teacher's spread on the held-out rows.
+        chosen_by: what chose the epochs.
+        notes: one line each: collapse, a model without dropout.
+        seconds: wall time of this run.
+        steps: optimiser steps of this run.
+    """
+
+    history: tuple[dict[str, Any], ...]
+    rounds: tuple[dict[str, Any], ...]
+    chosen_by: str
+    notes: tuple[str, ...]
+    seconds: float
+    steps: int
+
+
+def soft_labels(logits: Sequence[np.ndarray], temperature: float) -> np.ndarray:
+    """mean over teachers of softmax(z / T): float32, shape (rows, labels).
+
+    Args:
+        logits: one array of shape (rows, labels) per teacher.
+        temperature: T.
+
+    Raises:
+        TrainingError: a teacher's logits are not finite.
+    """
+    total = np.zeros(logits[0].shape)
+    for one in logits:
+        if not np.isfinite(one).all():
+            raise TrainingError("The teacher gives NaN or infinity: its weights are broken")
+        scaled = one.astype(np.float64) / temperature
+        odds = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        total += odds / odds.sum(axis=1, keepdims=True)
+    return np.asarray(total / len(logits), dtype=np.float32)
+
+
+def refine_classifier(
+    model: Any,
+    encoded: Encoded,
+    teach: Callable[[], np.ndarray] | None = None,
+    *,
+    refinement: Refinement,
+    dev: tuple[Encoded, np.ndarray] | None = None,
+    state: Path | None = None,
+    signature: str = "",
+    save_every: float = SAVE_EVERY,
+    progress: Progress = silent,
+) -> Refined:
+    """Refine the model in place and leave it, in eval mode, at the best epoch of its last round.
+
+    The best epoch is the one with the least cross-entropy to the teacher on held-out rows; with dev labels that with
+    the highest dev accuracy, and then the round's start counts as epoch 0: a round that helps nowhere is undone and is
+    the last. The caller's generators are as before afterwards.
+
+    Args:
+        model: a classifier on its device, or one with an adapter.
+        encoded: token ids of each text.
+        teach: gives the first round's soft labels, shape (rows, labels); called once; the model itself by default.
+        refinement: settings.
+        dev: token ids and labels (columns of the logits), to choose the epoch by.
+        state: file that is kept up to date while this runs, continued from if it has the same signature, and
+            removed at the end; nothing is kept by default.
+        signature: of everything that decides the result.
+        save_every: seconds between two saved states within an epoch.
+        progress: told of steps.
+
+    Raises:
+        TrainingError: fewer than two texts, a loss that is not finite, or soft labels of another shape.
+    """
+    if len(encoded) < 2:
+        raise TrainingError(f"Refinement needs 2 texts or more (one is held out): found {len(encoded)}")
+    work = _Refining(model, encoded, teach, refinement, dev, state, signature, save_every)
+    device = next(model.parameters()).device
+    total = refinement.rounds * refinement.epochs * work.steps
+    with (
+        frozen(fixed_parameters(model, freeze_embeddings=refinement.freeze_embeddings)),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        progress("refine", total) as advance,
+    ):
+        work.run(advance)
+    if state is not None:
+        drop_state(state)
+    return work.found()
+
+
+class _Refining:
+    """One refinement, from its first step or from the state in which another run left it."""
+
+    def __init__(
+        self,
+        model: Any,
+        encoded: Encoded,
+        teach: Callable[[], np.ndarray] | None,
+        refinement: Refinement,
+        dev: tuple[Encoded, np.ndarray] | None,
+        state: Path | None,
+        signature: str,
+        save_every: float,
+    ) -> None:
+        self.model, self.encoded, self.teach, self.dev = model, encoded, teach, dev
+        self.device = next(model.parameters()).device
+        self.asked = refinement.resolved(self.device)
+        self.file, self.signature, self.save_every = state, signature, save_every
+        order = np.random.default_rng([self.asked.seed, 0]).permutation(len(encoded))
+        held = min(max(1, round(self.asked.held_out * len(encoded))), len(encoded) - 1)
+        self.held, self.rows = np.sort(order[:held]), np.sort(order[held:])
+        self.steps = math.ceil(len(self.rows) / self.asked.batch_size)
+        self.history: list[dict[str, Any]] = []
+        self.rounds: list[dict[str, Any]] = []
+        self.round, self.epoch, self.taken = 1, 0, (0, 0.0)
+        self.soft: np.ndarray | None = None
+        self.best = Best()
+        self.order = torch.Generator()
+        self.started = self.saved = time.perf_counter()
+        self.done = 0
+
+    def run(self, advance: Advance) -> None:
+        """All rounds, or what is left of them."""
+        # Created where nothing may train yet: its groups are those of every round.
+        self._new_optimizer()
+        if self.file is not None and (kept := load_state(self.file, self.signature)) is not None:
+            self._resume(kept)
+            each = self.asked.epochs * self.steps
+            advance((self.round - 1) * each + self.epoch * self.steps + self.taken[0])
+        while self.round <= self.asked.rounds:
+            if self.soft is None:
+                self._begin_round()
+            self._run_round(advance)
+            self.best.restore(self.model)
+            self.rounds.append(self._round_entry())
+            if self.best.epoch == 0:
+                break
+            self.round, self.epoch, self.soft = self.round + 1, 0, None
+        self.model.eval()
+
+    def found(self) -> Refined:
+        """What happened."""
+        return Refined(
+            tuple(self.history),
+            tuple(self.rounds),
+            "held-out cross-entropy to the teacher" if self.dev is None else "dev accuracy",
+            tuple(self._notes()),
+            time.perf_counter() - self.started,
+            self.done,
+        )
+
+    def _begin_round(self) -> None:
+        taught = self.teach() if self.teach is not None and self.round == 1 else self._own_labels()
+        shape = (len(self.encoded), self.model.config.num_labels)
+        if taught.shape != shape:
+            raise TrainingError(f"The teacher's soft labels have shape {taught.shape}, expected {shape}")
+        self.soft = np.asarray(taught, dtype=np.float32)
+        self.best, self.epoch, self.taken = Best(), 0, (0, 0.0)
+        seed = int(np.random.SeedSequence([self.asked.seed, self.round]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        self.order.manual_seed(seed)
+        self._new_optimizer()
+        if self.dev is not None:
+            self.best.offer(self.model, self._dev_accuracy(), 0)
+        self._save()
+
+    def _run_round(self, advance: Advance) -> None:
+        assert self.soft is not None
+        encoded, targets = [self.encoded[row] for row in self.rows], self.soft[self.rows]
+        while self.epoch < self.asked.epochs:
+            # The start (epoch 0, with dev labels) is no epoch that patience could run out after.
+            if self.epoch - max(self.best.epoch, 1) >= self.asked.patience:
+                break
+            loss = run_epoch(
+                self.model,
+                encoded,
+                targets,
+                self.optimizer,
+                self.schedule,
+                batch_size=self.asked.batch_size,
+                generator=self.order,
+                bf16=bool(self.asked.bf16),
+                advance=advance,
+                temperature=self.asked.temperature,
+                taken=self.taken,
+                after_step=partial(self._after_step, begun=self.order.get_state()),
+            )
+            self.epoch, self.taken = self.epoch + 1, (0, 0.0)
+            self._look(loss)
+            self._save()
+
+    def _after_step(self, steps: int, total: float, begun: torch.Tensor) -> None:
+        self.taken = (steps, total)
+        self.done += 1
+        # The state at an epoch's end is saved with its measurements, not here.
+        if steps < self.steps and time.perf_counter() - self.saved >= self.save_every:
+            self._save(begun)
+
+    def _look(self, loss: float) -> None:
+        """Measure the epoch on held-out rows, and offer its weights."""
+        assert self.soft is not None
+        logits = predict_logits(self.model, [self.encoded[row] for row in self.held], bf16=self.asked.bf16)
+        if not np.isfinite(logits).all():
+            raise TrainingError(
+                f"The model gives NaN or infinity after step {self.schedule.last_epoch} of round {self.round}: "
+                "use a lower learning rate or bf16=False"
+            )
+        teacher = self.soft[self.held]
+        entry = {
+            "round": self.round,
+            "epoch": self.epoch,
+            "loss": loss,
+            **divergence(teacher, logits, self.asked.temperature),
+            **spread(soft_labels([logits], 1.0)),
+        }
+        score = -entry["cross_entropy"]
+        if self.dev is not None:
+            score = entry["dev_accuracy"] = self._dev_accuracy()
+        self.history.append(entry)
+        self.best.offer(self.model, score, self.epoch)
+
+    def _dev_accuracy(self) -> float:
+        assert self.dev is not None
+        encoded, labels = self.dev
+        return float(
+            np.mean(predict_logits(self.model, encoded, bf16=self.asked.bf16).argmax(axis=1) == labels)
+        )
+
+    def _own_labels(self) -> np.ndarray:
+        logits = predict_logits(self.model, self.encoded, bf16=self.asked.bf16)
+        return soft_labels([logits], self.asked.temperature)
+
+    def _round_entry(self) -> dict[str, Any]:
+        assert self.soft is not None
+        return {
+            "round": self.round,
+            "kept_epoch": self.best.epoch,
+            "score": self.best.score,
+            "trained_rows": len(self.rows),
+            "held_out_rows": len(self.held),
+            "teacher": spread(self.soft[self.held]),
+        }
+
+    def _notes(self) -> list[str]:
+        rates = [m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)]
+        found = []
+        if self.teach is None and not any(rates):
+            found.append(
+                "the model has no dropout: it is its own teacher already, and learns little from itself"
+            )
+        return [*found, *collapse_notes(self.history, self.rounds)]
+
+    def _new_optimizer(self) -> None:
+        self.optimizer = adamw(
+            self.model, lr=self.asked.lr, head_lr=self.asked.head_lr, weight_decay=self.asked.weight_decay
+        )
+        schedule = linear_schedule(steps=self.asked.epochs * self.steps, warmup=self.asked.warmup)
+        self.schedule = LambdaLR(self.optimizer, schedule)
+
+    def _save(self, begun: torch.Tensor | None = None) -> None:
+        """Keep the state; `begun`: of the order, where an epoch is under way."""
+        self.saved = time.perf_counter()
+        if self.file is None or self.soft is None:
+            return
+        cuda = self.device.type == "cuda"
+        payload = {
+            "round": self.round, "epoch": self.epoch, "taken": list(self.taken),
+            "soft": torch.from_numpy(self.soft), "weights": trained_weights(self.model),
+            "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+            "order": self.order.get_state() if begun is None else begun,
+            "random": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "best": {"score": self.best.score, "epoch": self.best.epoch, "weights": self.best.weights},
+            "history": self.history, "rounds": self.rounds,
+        }  # fmt: skip
+        save_state(self.file, self.signature, payload)
+
+    def _resume(self, kept: dict[str, Any]) -> None:
+        self.round, self.epoch = kept["round"], kept["epoch"]
+        self.taken = (kept["taken"][0], kept["taken"][1])
+        self.soft = kept["soft"].numpy()
+        put_back(self.model, kept["weights"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.schedule.load_state_dict(kept["schedule"])
+        self.order.set_state(kept["order"])
+        torch.set_rng_state(kept["random"])
+        if kept["cuda"] is not None:
+            torch.cuda.set_rng_state(kept["cuda"], self.device)
+        self.best = Best()
+        self.best.score, self.best.epoch = kept["best"]["score"], kept["best"]["epoch"]
+        self.best.weights = kept["best"]["weights"]
+        self.history, self.rounds = kept["history"], kept["rounds"]
