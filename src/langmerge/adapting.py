@@ -129,7 +129,7 @@ class Resident:
         taus: dict[str, torch.Tensor] = {}
         for at in range(n):
             unit = [float(place == at) for place in range(n)]
-            self.merge.fill(dict.fromkeys(names, unit))
+            self.merge.fill({name: unit for name in names})
             for name in names:
                 # One source at a time: never more than the vectors themselves and one model on the host.
                 tau = taus.setdefault(name, torch.empty(n, *base[name].shape, device=device))
@@ -199,7 +199,8 @@ def adapt(
     made = groups.coefficients(
         found.values,
         target=problem.target,
-        provenance=_provenance(evaluator, problem, found, run, teachers, custom=objective is not None),
+        provenance=_provenance(evaluator, problem, found, run, teachers, custom=objective is not None)
+        | {"sources": list(groups.sources), "groups": list(groups.groups)},
     )
     table = [] if dev is None else _beside(evaluator, problem, resident, groups, found)
     return Adapted(made, found, table)

@@ -148,15 +148,18 @@ def refine(job: Job, *, pool: Pool | None = None, progress: Progress = silent) -
             for another one.
     """
     dev = job.dev()
-    work = [(MODEL, job.model, job.out)]
-    if pool is not None:
+    # What is wrong with the controls is found before anything is written.
+    recipe = _linear_recipe(job, pool) if pool is not None else None
+    best = best_source(job, pool, recipe.sources, progress) if pool is not None and recipe is not None else ""
+    made = [(MODEL, job.model, _refined(job, MODEL, job.model, job.out, dev, progress))]
+    if pool is not None and recipe is not None:
         place = controls_folder(job.out)
-        recipe = _linear_recipe(job, pool)
-        best = best_source(job, pool, recipe.sources, progress)
         linear = _merged(recipe, place / "linear", progress)
-        work.append((f"best source, {best}", pool.expert(best), place / f"{best}-refined"))
-        work.append(("linear merge", linear, place / "linear-refined"))
-    made = [(name, folder, _refined(job, name, folder, out, dev, progress)) for name, folder, out in work]
+        for name, folder, out in (
+            (f"best source, {best}", pool.expert(best), place / f"{best}-refined"),
+            ("linear merge", linear, place / "linear-refined"),
+        ):
+            made.append((name, folder, _refined(job, name, folder, out, dev, progress)))
     return _lines(job, made, progress)
 
 
@@ -225,7 +228,9 @@ def _linear_recipe(job: Job, pool: Pool) -> Recipe:
         raise InputError(f"{job.model} was merged by a mergekit recipe: controls need one of langmerge's own")
     plain: dict[str, Any] = {"method": "linear", "parameters": {}, "coefficients": None}
     whole = {"embeddings": "merge", "head": "merge", "layers": None, "other_layers": "base"}
-    return recipe.model_copy(update=plain | whole)
+    linear = recipe.model_copy(update=plain | whole)
+    make_plan(linear)
+    return linear
 
 
 def _merged(recipe: Recipe, out: Path, progress: Progress) -> Path:

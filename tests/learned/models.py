@@ -22,7 +22,9 @@ def tensors_of(model: Any) -> list[str]:
     return [name for name, _ in model.named_parameters() if "embeddings" not in name]
 
 
-def drawn_taus(model: Any, *, scale: float = 0.1, sources: int = len(SOURCES), seed: int = 1) -> dict[str, Tensor]:
+def drawn_taus(
+    model: Any, *, scale: float = 0.1, sources: int = len(SOURCES), seed: int = 1
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     own = dict(model.named_parameters())
     return {

@@ -97,7 +97,9 @@ def test_the_anchor_pulls_towards_the_start() -> None:
     for anchor in (0.0, 100.0):
         own = Setup()
         settings = quick(steps=12, lr=1e-2, anchor=anchor, held_out=0.0)
-        ends.append(np.abs(learn(own.deltas, own.grouping("block"), [own.stream()], settings).values - 0.3).max())
+        ends.append(
+            np.abs(learn(own.deltas, own.grouping("block"), [own.stream()], settings).values - 0.3).max()
+        )
     assert ends[1] < 0.5 * ends[0]
 
 
@@ -180,7 +182,9 @@ def test_held_out_rows_are_never_learned_on() -> None:
 
 
 def test_diagnostics_see_logits_that_merely_grow() -> None:
-    taus = {name: torch.zeros_like(tau) for name, tau in drawn_taus(xlm_roberta("classifier", seed=3)).items()}
+    taus = {
+        name: torch.zeros_like(tau) for name, tau in drawn_taus(xlm_roberta("classifier", seed=3)).items()
+    }
     base = dict(xlm_roberta("classifier", seed=3).named_parameters())
     for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
         taus[name][:] = base[name].detach()
@@ -216,7 +220,9 @@ def test_two_tasks_share_a_body_and_have_a_head_each() -> None:
 
     both = gradient([first, second])
     np.testing.assert_allclose(both, gradient([first]) + gradient([second]), rtol=1e-5, atol=1e-7)
-    found = learn(deltas, groups, [TextStream(m, TEXT, Composed({"entropy": 1.0})) for m in (first, second)], settings)
+    found = learn(
+        deltas, groups, [TextStream(m, TEXT, Composed({"entropy": 1.0})) for m in (first, second)], settings
+    )
     assert [line["labels_before"] <= n for line, n in zip(found.diagnostics["streams"], (3, 2), strict=True)]
 
 
@@ -255,7 +261,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_step(tmp_path: Path) -> N
 
     state = tmp_path / "state.json"
     with pytest.raises(TrainingError, match=r"step 4: the loss is inf.*up to step 3 is kept"):
-        learn(own.deltas, own.grouping("block"), [own.stream(breaking)], quick(held_out=0.0), run="r", state=state)
+        learn(
+            own.deltas,
+            own.grouping("block"),
+            [own.stream(breaking)],
+            quick(held_out=0.0),
+            run="r",
+            state=state,
+        )
     kept = json.loads(state.read_text())
     assert kept["step"] == 3
     assert np.isfinite(kept["free"]).all()
@@ -276,7 +289,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, after: int
 
         settings = quick(preset, steps=7, groups="block", lr=0.02)
         state = None if stop == -1 else tmp_path / "state.json"
-        return learn(own.deltas, own.grouping("block"), [own.stream(counting)], settings, run="r", state=state)
+        return learn(
+            own.deltas, own.grouping("block"), [own.stream(counting)], settings, run="r", state=state
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(after)
@@ -301,4 +316,9 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_no_text() -> None:
     own = Setup()
     with pytest.raises(InputError, match="no text to learn on"):
-        learn(own.deltas, own.grouping("block"), [TextStream(own.model, [], Composed({"entropy": 1.0}))], quick())
+        learn(
+            own.deltas,
+            own.grouping("block"),
+            [TextStream(own.model, [], Composed({"entropy": 1.0}))],
+            quick(),
+        )

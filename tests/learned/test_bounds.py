@@ -18,7 +18,9 @@ def test_the_start_comes_back(kind: str) -> None:
     torch.testing.assert_close(own.coefficients(own.free(start)), start, rtol=1e-14, atol=0)
 
 
-def test_a_coefficient_at_the_edge_keeps_its_gradient_under_projection_but_not_under_the_papers_clamp() -> None:
+def test_a_coefficient_at_the_edge_keeps_its_gradient_under_projection_but_not_under_the_papers_clamp() -> (
+    None
+):
     for kind, expected in (("projection", 1.0), ("paper_clamp", 0.0)):
         own = Bounds(kind, 0.0, 1.0)
         free = table([1.2]).requires_grad_()
@@ -69,12 +71,16 @@ def test_the_nearest_point_is_nearer_than_any_other_of_a_grid() -> None:
         (("simplex", 0.0, 1.0), [1.5, -0.5], "negative"),
     ],
 )
-def test_a_start_that_is_out_of_bounds(bounds: tuple[str, float, float], start: list[float], says: str) -> None:
+def test_a_start_that_is_out_of_bounds(
+    bounds: tuple[str, float, float], start: list[float], says: str
+) -> None:
     with pytest.raises(InputError, match=says):
         Bounds(*bounds).free(table(start))
 
 
-@pytest.mark.parametrize("wrong", [("clip", 0.0, 1.0), ("projection", 1.0, 0.0), ("projection", 0.0, float("inf"))])
+@pytest.mark.parametrize(
+    "wrong", [("clip", 0.0, 1.0), ("projection", 1.0, 0.0), ("projection", 0.0, float("inf"))]
+)
 def test_what_is_no_bound(wrong: tuple[str, float, float]) -> None:
     with pytest.raises(InputError, match="bounds"):
         Bounds(*wrong)

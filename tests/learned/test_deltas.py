@@ -14,13 +14,17 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def lora(*, absent: int | None = None) -> tuple[LoraDeltas, HeldDeltas, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def lora(
+    *, absent: int | None = None
+) -> tuple[LoraDeltas, HeldDeltas, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     base = {NAME: drawn(5, 7, seed=0)}
     factors = [
         None if i == absent else Factors(drawn(rank, 7, seed=i + 1), drawn(5, rank, seed=i + 11), scale)
         for i, (rank, scale) in enumerate([(2, 0.5), (3, 2.0), (1, 0.25)])
     ]
-    dense = torch.stack([f.scale * f.b @ f.a if f else torch.zeros(5, 7, dtype=torch.float64) for f in factors])
+    dense = torch.stack(
+        [f.scale * f.b @ f.a if f else torch.zeros(5, 7, dtype=torch.float64) for f in factors]
+    )
     thin, full = {NAME: base[NAME].clone()}, {NAME: base[NAME].clone()}
     own = LoraDeltas(thin, base, {NAME: factors}, SOURCES)
     return own, HeldDeltas(full, base, {NAME: dense}, SOURCES), thin, full
@@ -43,7 +47,9 @@ def test_lora_gradients_and_weights_are_those_of_the_products(absent: int | None
 
 def test_held_dots_by_hand() -> None:
     base = {NAME: torch.zeros(2)}
-    own = HeldDeltas({NAME: torch.zeros(2)}, base, {NAME: torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.0]])}, SOURCES)
+    own = HeldDeltas(
+        {NAME: torch.zeros(2)}, base, {NAME: torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.0]])}, SOURCES
+    )
     assert own.dots(NAME, torch.tensor([10.0, 100.0])).tolist() == [210.0, -70.0, 0.0]
 
 

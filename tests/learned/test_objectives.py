@@ -94,7 +94,9 @@ def test_objectives_as_text(text: str, terms: dict[str, float]) -> None:
     assert terms_of(text) == terms
 
 
-@pytest.mark.parametrize("text", ["", "mse", "entropy+entropy", "0*entropy", "-1*entropy", "nan*entropy", "teacher+"])
+@pytest.mark.parametrize(
+    "text", ["", "mse", "entropy+entropy", "0*entropy", "-1*entropy", "nan*entropy", "teacher+"]
+)
 def test_what_is_no_objective(text: str) -> None:
     with pytest.raises(InputError, match="objective"):
         terms_of(text)

@@ -1,6 +1,7 @@
 """Self-distillation on a tiny model: what is learned, what stays, and that an interrupt changes nothing."""
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from langmerge.errors import CheckpointError, OutputError, TrainingError
+from langmerge.errors import CheckpointError, MissingExtraError, OutputError, TrainingError
 from langmerge.models import (
     encode,
     load_classifier,
@@ -310,6 +311,29 @@ def test_bad_rows(folder: Path, text: Unlabelled, count: int, shape: tuple[int, 
         )
 
 
+def test_the_loss_is_taken_at_the_temperature(folder: Path, text: Unlabelled) -> None:
+    """With nothing that moves and no dropout: T² · mean cross-entropy of softmax(z / T) over the trained rows."""
+    model, rows = without_dropout(load_classifier(folder)), encoded(folder, text)
+    logits = predict_logits(model, rows, bf16=False).astype(np.float64) / 3
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    labels = np.tile(np.float32([0.2, 0.8]), (len(rows), 1))
+    asked = Refinement(lr=0, head_lr=0, temperature=3, epochs=1, bf16=False)
+    went = refine_classifier(model, rows, lambda: labels, refinement=asked)
+    order = np.random.default_rng([0, 0]).permutation(40)
+    loss = -(labels * log_p).sum(axis=1)
+    assert went.history[0]["loss"] == pytest.approx(9 * loss[order[4:]].mean(), rel=1e-5)
+    assert went.history[0]["cross_entropy"] == pytest.approx(loss[order[:4]].mean(), rel=1e-5)
+
+
+def test_rounds_draw_otherwise(folder: Path, text: Unlabelled) -> None:
+    """A second round from a start that has not moved, by the same labels, has other dropout and another order."""
+    still = Refinement(lr=0, head_lr=0, batch_size=8, epochs=1, rounds=2, bf16=False)
+    went = refine_classifier(load_classifier(folder), encoded(folder, text), refinement=still)
+    first, second = went.history
+    assert first["cross_entropy"] == second["cross_entropy"]
+    assert first["loss"] != second["loss"]
+
+
 # Diagnostics, worked by hand.
 
 
@@ -550,6 +574,26 @@ def test_an_adapter_is_refined_into_an_adapter(
         loaded = PeftModel.from_pretrained(load_classifier(folder), str(tmp_path / "out")).eval()
     assert np.isfinite(predict_logits(loaded, encoded(folder, text), bf16=False)).all()
     assert made.record["history"][0]["agreement"] > 0.5
+
+
+def test_an_interrupted_adapter_goes_on_to_the_same_bytes(
+    adapter: Path, text: Unlabelled, tmp_path: Path
+) -> None:
+    refine_folder(adapter, text, tmp_path / "whole", refinement=SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        refine_folder(
+            adapter, text, tmp_path / "out", refinement=SETTINGS, save_every=0.0, progress=Interrupting(7)
+        )
+    refine_folder(adapter, text, tmp_path / "out", refinement=SETTINGS)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_without_peft_the_command_for_it_is_said(
+    adapter: Path, text: Unlabelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'langmerge\[adapters\]'"):
+        refine_folder(adapter, text, tmp_path / "out", refinement=SETTINGS)
 
 
 def test_an_adapters_base_can_be_named(folder: Path, adapter: Path, text: Unlabelled, tmp_path: Path) -> None:

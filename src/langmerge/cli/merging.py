@@ -83,7 +83,10 @@ def merge(
         Path | None, typer.Option(help="Merge experts of this pool, without a recipe file.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="With --pool: the locale to merge for.")] = None,
-    method: Annotated[str, typer.Option(help="With --pool: the method.")] = "wudi",
+    method: Annotated[
+        str | None,
+        typer.Option(help="With --pool: the method; what --coefficients were learned for, else wudi."),
+    ] = None,
     k: Annotated[str, typer.Option("-k", help="With --pool: how many sources, all, or auto.")] = "5",
     by: Annotated[
         str, typer.Option(help="With --pool: how sources are scored; see langmerge select --help.")
@@ -126,9 +129,8 @@ def merge(
         if second is not None:
             raise InputError(f"with --pool only OUT is given, not a recipe too: found {first} and {second}")
         out = first
-        recipe = _pool_recipe(pool, target, by, k, include_target, weights, coefficients).model_copy(
-            update={"method": method, "parameters": given}
-        )
+        made = _pool_recipe(pool, target, by, k, include_target, weights, coefficients)
+        recipe = made.model_copy(update=_method(made, method, given))
     run(
         recipe,
         out,
@@ -184,6 +186,14 @@ def verify(
         raise VerifyError(f"{out} is not what its receipt says: {'; '.join([*found.faults, *differing][:8])}")
 
 
+def _method(recipe: Any, method: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The method asked for; or the one that the coefficients were learned for, with its parameters; or wudi."""
+    learned = recipe.weights.provenance
+    if method is None and isinstance(learned.get("method"), str):
+        return {"method": learned["method"], "parameters": {**learned.get("parameters", {}), **given}}
+    return {"method": method or "wudi", "parameters": given}
+
+
 def _pool_recipe(
     folder: Path, target: str | None, by: str, k: str, include_target: bool, weights: str, file: Path | None
 ) -> Any:
@@ -203,9 +213,10 @@ def _pool_recipe(
 
         wish = Wish(locale, by, "auto" if k == "auto" else source_count(k), include_target, weights)
         chosen = choose(PoolSelectors(opened, progress=bars), wish).selection.coefficients
+    extra = {name: Path(folder) for name, folder in chosen.provenance.get("extra", {}).items()}
     return Recipe(
         base=opened.base_folder,
-        sources={source: opened.expert(source) for source in chosen.sources},
+        sources={s: extra[s] if s in extra else opened.expert(s) for s in chosen.sources},
         method="linear",
         coefficients=chosen,
         target=locale or chosen.target,

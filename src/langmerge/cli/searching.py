@@ -35,17 +35,20 @@ def fewshot(
     by: By = "measured",
     include_target: Included = False,
     rows: Annotated[int, typer.Option(min=1, help="Labelled dev rows to look at.")] = 64,
-    temperature: Annotated[float, typer.Option(help="Of the softmax over losses, in nats.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=1e-12, help="Of the softmax over losses, in nats.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of rows.")] = 0,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Weights by a softmax over each source's loss on a few labelled examples."""
+    from langmerge.learned.fewshot import few_rows
     from langmerge.learned.fewshot import fewshot as weigh
 
     _check_out(out)
     evaluator, start = _begun(pool, target, k, by, include_target, data, None)
     assert start.target is not None
+    # Asked for before any model runs: there may be fewer rows.
+    few_rows(len(evaluator.rows(start.target, "dev").examples), rows, seed=seed)
     cells = {source: evaluator.cell(source, start.target, "dev") for source in start.sources}
     found = weigh(cells, n=rows, temperature=temperature, seed=seed, target=start.target)
     found = _said(found, start)

@@ -52,7 +52,7 @@ def load_adapted_classifier(
             # What PEFT asks of transformers under an old name is no concern of whoever runs this.
             warnings.simplefilter("ignore", FutureWarning)
             model: Any = PeftModel.from_pretrained(bare, str(folder), is_trainable=True)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, UserWarning) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, UserWarning) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"the adapter {folder} cannot be put on {place}: {reason}") from error
     for config in model.peft_config.values():

@@ -69,6 +69,27 @@ def document(title: str, kind: str, sections: Sequence[str]) -> str:
     )
 
 
+def figure(name: str, title: str, drawn: str, words: str, *, below: str = "") -> str:
+    """A section with a drawing.
+
+    Args:
+        name: its anchor.
+        title: not escaped yet, like the words.
+        drawn: HTML.
+        words: the caption.
+        below: HTML.
+    """
+    figure = (
+        f'<figure><div class="scroll">{drawn}</div><figcaption>{escape(words)}</figcaption></figure>{below}'
+    )
+    return section(name, title, figure)
+
+
+def section(name: str, title: str, content: str) -> str:
+    """A section; name and content are HTML, the title is not."""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
+
+
 def _verdicts(study: Study) -> str:
     if not study.verdicts:
         return "<p>This study has no verdicts: nothing was merged.</p>"

@@ -11,7 +11,7 @@ import numpy as np
 from langmerge.errors import LocaleError
 from langmerge.locales import typology_code
 from langmerge.report.charts import NUMBERED_COLUMNS
-from langmerge.report.html_page import document, table_html
+from langmerge.report.html_page import document, figure, section, table_html
 from langmerge.report.language_charts import (
     Guess,
     Mark,
@@ -68,12 +68,12 @@ def _heat_map(matrix: SimilarityMatrix, tree: Tree | str) -> str:
         drawn = similarity_heat_map(matrix, tree.leaves if isinstance(tree, Tree) else ())
     else:
         drawn = "<p>There is no heat map: no value is known.</p>"
-    return _figure("values", "Scores", drawn, " ".join(words))
+    return figure("values", "Scores", drawn, " ".join(words))
 
 
 def _tree(tree: Tree | str) -> str:
     if isinstance(tree, str):
-        return _section("tree", "Tree", f"<p>{escape(tree)}</p>")
+        return section("tree", "Tree", f"<p>{escape(tree)}</p>")
     words = (
         "Average linkage of 1 − similarity, ordered so that like stands next to like: two branches meet at the mean "
         "similarity of their languages. "
@@ -84,7 +84,7 @@ def _tree(tree: Tree | str) -> str:
         )
     else:
         words += "It shows what these scores say, which need not be descent."
-    return _figure("tree", "Tree", dendrogram(tree), words)
+    return figure("tree", "Tree", dendrogram(tree), words)
 
 
 def _map(matrix: SimilarityMatrix) -> str:
@@ -93,12 +93,12 @@ def _map(matrix: SimilarityMatrix) -> str:
     absent = [language for language in languages if language not in places]
     listed = f"<p>Not on the map, because the place is not known: {escape(', '.join(absent))}.</p>"
     if not places:
-        return _section("map", "Map", listed)
+        return section("map", "Map", listed)
     words = (
         "Where URIEL has the languages: one point each, not the area where they are spoken. Longitude and latitude in "
         "degrees, at the same scale."
     )
-    return _figure("map", "Map", language_map(places), words, below=listed if absent else "")
+    return figure("map", "Map", language_map(places), words, below=listed if absent else "")
 
 
 def places_of(languages: Sequence[str]) -> dict[str, Place]:
@@ -130,11 +130,11 @@ def _is_language(name: str) -> bool:
 
 def _missing(matrix: SimilarityMatrix) -> str:
     if not matrix.missing:
-        return _section("missing", "What is missing", "<p>Nothing was noted.</p>")
+        return section("missing", "What is missing", "<p>Nothing was noted.</p>")
     notes = "".join(
         f"<dt>{escape(language)}</dt><dd>{escape(why)}</dd>" for language, why in matrix.missing.items()
     )
-    return _section("missing", "What is missing", f"<dl>{notes}</dl>")
+    return section("missing", "What is missing", f"<dl>{notes}</dl>")
 
 
 def _in_short(provenance: Mapping[str, Any]) -> str:
@@ -170,7 +170,7 @@ def calibration_page(found: Sequence["Estimate"], errors: Sequence["Calibration"
 
 def _errors(errors: Sequence["Calibration"]) -> str:
     if not errors:
-        return _section("errors", "Errors", "<p>There are no errors: the truth is not known.</p>")
+        return section("errors", "Errors", "<p>There are no errors: the truth is not known.</p>")
     table = Table(
         title="Errors of estimates",
         caption=(
@@ -195,14 +195,14 @@ def _errors(errors: Sequence["Calibration"]) -> str:
         ),
         styles=("merge",) * len(errors),
     )
-    return _section("errors", "Errors", table_html(table))
+    return section("errors", "Errors", table_html(table))
 
 
 def _scatters(found: Sequence["Estimate"]) -> str:
     known = [(one, one.truth) for one in found if one.truth is not None]
     title = "Estimates against the truth"
     if not known:
-        return _section("estimates", title, "<p>There is no plot: the truth is not known.</p>")
+        return section("estimates", title, "<p>There is no plot: the truth is not known.</p>")
     marks = marks_of(one.target for one, _ in known)
     shares = [share for one, truth in known for share in (one.estimated, truth)]
     low, high = 10 * math.floor(10 * min(shares)), 10 * math.ceil(10 * max(shares))
@@ -221,7 +221,7 @@ def _scatters(found: Sequence["Estimate"]) -> str:
     )
     if left := len(found) - len(known):
         words += f" Not drawn, because their truth is not known: {left}."
-    return _figure(
+    return figure(
         "estimates",
         title,
         f'<div style="display:flex;flex-wrap:wrap;gap:0 2rem">{drawn}</div>',
@@ -242,23 +242,3 @@ def _key(marks: Mapping[str, Mark]) -> str:
         for target, mark in marks.items()
     )
     return f'<p class="soft">Targets: {items}</p>'
-
-
-def _figure(name: str, title: str, drawn: str, words: str, *, below: str = "") -> str:
-    """A section with a drawing.
-
-    Args:
-        name: its anchor.
-        title: not escaped yet, like the words.
-        drawn: HTML.
-        words: the caption.
-        below: HTML.
-    """
-    figure = (
-        f'<figure><div class="scroll">{drawn}</div><figcaption>{escape(words)}</figcaption></figure>{below}'
-    )
-    return _section(name, title, figure)
-
-
-def _section(name: str, title: str, content: str) -> str:
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
