@@ -129,7 +129,7 @@ class Resident:
         taus: dict[str, torch.Tensor] = {}
         for at in range(n):
             unit = [float(place == at) for place in range(n)]
-            self.merge.fill({name: unit for name in names})
+            self.merge.fill(dict.fromkeys(names, unit))
             for name in names:
                 # One source at a time: never more than the vectors themselves and one model on the host.
                 tau = taus.setdefault(name, torch.empty(n, *base[name].shape, device=device))

@@ -36,6 +36,10 @@ def plan(
         "labels": made.labels,
         "label_rows_permuted": list(made.permuted),
         "vocabulary": dict(made.vocabulary),
+        "statistics": {
+            name: {"file": str(one.file), "kind": one.kind, "signature": one.signature}
+            for name, one in made.statistics.items()
+        },
         "tensors": [_tensor(tensor) for tensor in made.tensors],
     }
 
@@ -53,6 +57,9 @@ def plan(
         )
         for source in made.permuted:
             say(f"label rows of {source} will be put in order by name")
+        if made.statistics:
+            kinds = {one.kind for one in made.statistics.values()}
+            say(f"reads {', '.join(sorted(kinds))} of every source (--json names the files)")
         if made.vocabulary:
             say("vocabularies differ: rows of embeddings are matched by piece (--json has the report)")
 

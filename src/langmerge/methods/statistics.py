@@ -53,7 +53,7 @@ def fisher(
     found = statistics.to(tuned)
     # Relative to the largest, in which small numbers cannot underflow: 1e-30 squared is nothing in float32.
     most = found.amax(0) if len(found) else found.sum(0)
-    relative = torch.where(most > 0, found / torch.where(most > 0, most, 1.0), 1.0).clamp(min=floor)
+    relative = (found / torch.where(most > 0, most, 1.0)).clamp(min=floor)
     total, above = torch.zeros_like(tuned[0]), torch.zeros_like(tuned[0])
     for weight, own, one in zip(normal, relative, tuned, strict=True):
         total = total + weight * own
