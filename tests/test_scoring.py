@@ -15,7 +15,7 @@ from langmerge.evaluate import PoolEvaluator, evaluate_model
 from langmerge.learned.fewshot import mean_cross_entropy
 from langmerge.pool import Pool
 from langmerge.recipe import Recipe
-from langmerge.scoring import MergeScorer
+from langmerge.scoring import MergeScorer, ResidentClassifier
 from langmerge.tasks import load_task
 from tests.tiny_pool import write_tiny_pool
 
@@ -130,10 +130,14 @@ def test_other_faults_are_raised(pool: Pool, monkeypatch: pytest.MonkeyPatch) ->
         own.accuracy(BLOCKS)
 
 
-def test_an_interrupted_fill_is_done_again(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = scorer(pool)
-    expected = own.logits(PAIR).values
-    own.logits(BLOCKS)
+def test_an_interrupted_fill_is_no_merge(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, resident = scorer(pool), ResidentClassifier(pool)
+
+    def filled(name: str, coefficients: Coefficients) -> dict[str, torch.Tensor]:
+        model = resident.filled(own.plan(coefficients), name)
+        return {key: value.clone() for key, value in model.state_dict().items()}
+
+    expected = filled("blocks", BLOCKS)
     copy = torch.Tensor.copy_
     left = iter(range(3))
 
@@ -142,11 +146,12 @@ def test_an_interrupted_fill_is_done_again(pool: Pool, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return copy(*arguments, **options)
 
-    monkeypatch.setattr(torch.Tensor, "copy_", failing)
-    with pytest.raises(KeyboardInterrupt):
-        own.logits(PAIR)
-    monkeypatch.setattr(torch.Tensor, "copy_", copy)
-    np.testing.assert_array_equal(own.logits(PAIR).values, expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", failing)
+        with pytest.raises(KeyboardInterrupt):
+            filled("pair", PAIR)
+    for name, value in filled("blocks", BLOCKS).items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_groups_are_those_that_experts_differ_in(pool: Pool) -> None:

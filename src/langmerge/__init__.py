@@ -20,6 +20,7 @@ _HOMES = {
     "transfer_matrix": "langmerge.evaluate",
     "evaluate_model": "langmerge.evaluate",
     "errors": "langmerge.errors",
+    "learn": "langmerge.learn",
 }
 _RENAMED = {"plan": "make_plan"}
 
@@ -31,6 +32,7 @@ __all__ = [
     "TransferMatrix",
     "errors",
     "evaluate_model",
+    "learn",
     "merge",
     "plan",
     "select_sources",
@@ -42,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'langmerge' has no attribute {name!r}")
     home = import_module(_HOMES[name])
-    return home if name == "errors" else getattr(home, _RENAMED.get(name, name))
+    return home if name in ("errors", "learn") else getattr(home, _RENAMED.get(name, name))
 
 
 def __dir__() -> list[str]:

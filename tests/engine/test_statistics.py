@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from langmerge.checkpoint import folder_signature
 from langmerge.coefficients import group_of
 from langmerge.engine import make_plan, merge, recipe_payload
+from langmerge.engine.inputs import TensorInputs
 from langmerge.engine.statistics import open_statistics, write_statistics
 from langmerge.engine.verify import verify
 from langmerge.errors import CheckpointError, MethodError, OutputError
@@ -147,6 +149,20 @@ def test_fishers_of_label_rows_in_another_order(measured_pool: Path, tmp_path: P
     )
     expected = bits(in_memory(measured_pool, "fisher", "fisher"))
     assert bits(streamed(reading(root, "fisher", "fisher"))) == expected
+
+
+def test_of_rows_that_a_source_does_not_have_nothing_is_known(measured_pool: Path) -> None:
+    plan = make_plan(reading(measured_pool, "fisher", "fisher"))
+    words = next(one for one in plan.tensors if one.name == WORDS)
+    rows = np.array([3, -1, 0, *range(4, 12), -1])
+    inputs = TensorInputs(plan, replace(words, rows={"fr-FR": rows}))
+    for start, stop in ((0, 12), (1, 3)):
+        found = inputs.statistics(start * 6, stop * 6)
+        for seed, own in enumerate(found):
+            expected = numbers("fisher", seed)[WORDS]
+            if seed == 1:
+                expected = np.where(rows[:, None] < 0, 0, expected[rows])
+            np.testing.assert_array_equal(own, expected[start:stop].reshape(-1))
 
 
 @pytest.mark.parametrize("method", ["linear", "wudi", "gram", "regmean"])
@@ -387,10 +403,10 @@ def test_what_is_no_artefact_is_refused(tmp_path: Path) -> None:
         signature_of(tmp_path, shared={"b": "c"})
     with pytest.raises(CheckpointError, match="holds no statistics of the format"):
         signature_of(tmp_path, kind="else")
+    whole = tmp_path / "whole.safetensors"
+    given = {"format": "langmerge-statistics/1", "kind": "grams", "model": "m"}
+    save_file({"a": torch.ones(2, dtype=torch.int64)}, whole, metadata=given)
     with pytest.raises(CheckpointError, match="is not a floating-point tensor: make it again"):
-        file = tmp_path / "whole.safetensors"
-        given = {"format": "langmerge-statistics/1", "kind": "grams", "model": "m"}
-        save_file({"a": torch.ones(2, dtype=torch.int64)}, file, metadata=given)
-        open_statistics(file)
+        open_statistics(whole)
     with pytest.raises(OutputError, match=r"absent/x\.safetensors cannot be written: No such file"):
         write_statistics(tmp_path / "absent" / "x.safetensors", {}, kind="grams", model="m")

@@ -168,6 +168,9 @@ def test_a_second_run_computes_nothing_and_more_rounds_go_on(
     assert [row.round for row in more.rows] == [1, 2, 3]
     assert more.rows[1].merged == next(r for r in found.rows if (r.round, r.target) == (2, "en-US")).merged
     assert (place / "moved" / "round-3" / "merged" / "langmerge.json").exists()
+    goes_on = Pool.load(place / "moved" / "control-3" / "fr-FR").base_folder.resolve()
+    assert goes_on == Pool.load(place / "moved" / "control-2").expert("fr-FR").resolve()
+    assert goes_on.is_relative_to(place / "moved" / "control-2" / "fr-FR")
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(

@@ -1,10 +1,5 @@
-"""Self-distillation on a tiny model: what is learned, what stays, and that an interrupt changes nothing."""
+"""Self-distillation on a tiny model: what is learned, what stays, and what is measured."""
 
-import json
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,110 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from langmerge.errors import CheckpointError, MissingExtraError, OutputError, TrainingError
-from langmerge.models import (
-    encode,
-    load_classifier,
-    load_tokenizer,
-    new_classifier,
-    predict_logits,
-    save_classifier,
-)
-from langmerge.progress import Advance
-from langmerge.tasks import Examples, Unlabelled, file_text
-from langmerge.training import (
-    RECEIPT,
-    DevLabels,
-    Refinement,
-    refine_classifier,
-    refine_folder,
-    soft_labels,
-    train_expert,
-)
+from langmerge.errors import TrainingError
+from langmerge.models import encode, load_classifier, load_tokenizer, predict_logits
+from langmerge.tasks import Unlabelled
+from langmerge.training import Refinement, refine_classifier, soft_labels
 from langmerge.training.diagnostics import collapse_notes, divergence, spread
-from langmerge.training.kept_state import load_state, save_state
-from tests.tiny_encoder import WORDS, write_tiny_encoder
-
-LABELS = ("alarm", "music")
-FAST = {"lr": 1e-3, "head_lr": 5e-3, "batch_size": 8, "bf16": False}
-SETTINGS = Refinement(**FAST)  # type: ignore[arg-type]
-STILL = Refinement(**FAST, weight_decay=0.0)  # type: ignore[arg-type]
-
-
-def drawn(count: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Texts whose label is whether "music" occurs."""
-    draw = np.random.default_rng(seed)
-    labels = draw.integers(0, 2, count)
-    others = [word for word in WORDS if word != "music"]
-    texts = [
-        " ".join(draw.permutation([*draw.choice(others, draw.integers(1, 5)), *["music"] * label]))
-        for label in labels
-    ]
-    return texts, labels
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier that is half trained."""
-    root = tmp_path_factory.mktemp("refine")
-    model, tokenizer = new_classifier(write_tiny_encoder(root / "encoder"), LABELS, seed=0)
-    texts, labels = drawn(96, 1)
-    dev, dev_labels = drawn(32, 2)
-    train_expert(
-        model, encode(tokenizer, texts), labels, encode(tokenizer, dev), dev_labels,
-        epochs=5, patience=5, lr=5e-3, head_lr=2e-2, batch_size=8, bf16=False,
-    )  # fmt: skip
-    save_classifier(model, tokenizer, root / "model")
-    return root / "model"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Unlabelled:
-    """Forty texts of a file."""
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text("\n".join(drawn(40, 3)[0]), encoding="utf-8")
-    return file_text(file, locale="sw-KE")
-
-
-def encoded(folder: Path, texts: Unlabelled) -> list[list[int]]:
-    return encode(load_tokenizer(folder), texts.texts)
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def changed(before: dict[str, torch.Tensor], model: Any) -> set[str]:
-    return {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
-
-
-def files(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if not path.name.startswith(".")}
-
-
-def without_dropout(model: Any) -> Any:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-class Interrupting:
-    """A progress that is interrupted after some steps of the training."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @contextmanager
-    def __call__(self, description: str, total: int) -> Iterator[Advance]:  # noqa: ARG002
-        def advance(finished: int) -> None:
-            if description == "refine":
-                self.left -= finished
-                if self.left == 0:
-                    raise KeyboardInterrupt
-
-        yield advance
-
+from tests.training.half_trained import (
+    FAST,
+    SETTINGS,
+    STILL,
+    changed,
+    drawn,
+    encoded,
+    weights,
+    without_dropout,
+)
 
 # Soft labels.
 
@@ -292,6 +198,22 @@ def test_a_second_round_learns_from_the_first(folder: Path, text: Unlabelled) ->
     assert changed(weights(once), twice)
 
 
+def test_after_the_first_round_the_model_teaches_itself(folder: Path, text: Unlabelled) -> None:
+    labels, calls = np.tile(np.float32([0.05, 0.95]), (40, 1)), []
+
+    def teach() -> np.ndarray:
+        calls.append(1)
+        return labels
+
+    asked = SETTINGS.model_copy(update={"rounds": 3})
+    went = refine_classifier(load_classifier(folder), encoded(folder, text), teach, refinement=asked)
+    assert calls == [1]
+    assert went.rounds[0]["teacher"]["mean_entropy"] == pytest.approx(
+        -(0.05 * np.log(0.05) + 0.95 * np.log(0.95)), rel=1e-5
+    )
+    assert len({one["teacher"]["mean_entropy"] for one in went.rounds}) == 3
+
+
 def test_a_loss_that_is_not_finite_names_the_step(folder: Path, text: Unlabelled) -> None:
     model = load_classifier(folder)
     labels = np.full((40, 2), 0.5, dtype=np.float32)
@@ -357,271 +279,3 @@ def test_spread_and_collapse() -> None:
         "class collapse in round 1: 2 classes are predicted on held-out text, the teacher predicts 5"
     ]
     assert collapse_notes([{"round": 1, "epoch": 2, "classes": 3}], rounds) == []
-
-
-# Folders.
-
-
-def test_same_seed_same_bytes_and_a_receipt(folder: Path, text: Unlabelled, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    made = refine_folder(folder, text, tmp_path / "a", refinement=SETTINGS)
-    torch.manual_seed(2)
-    refine_folder(folder, text, tmp_path / "b", refinement=SETTINGS)
-    other = refine_folder(folder, text, tmp_path / "c", refinement=SETTINGS.model_copy(update={"seed": 1}))
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert files(tmp_path / "a")["model.safetensors"] != files(other.out)["model.safetensors"]
-    record = json.loads((tmp_path / "a" / RECEIPT).read_text())
-    assert record == made.record
-    assert record["text"] == {
-        "origin": text.origin, "locale": "sw-KE", "rows": 40, "signature": text.signature,
-        "overlap": 0, "notes": [],
-    }  # fmt: skip
-    assert (record["teachers"], record["dev"]) == ("the model itself", None)
-    assert record["settings"]["seed"] == 0
-    assert record["chosen_by"] == "held-out cross-entropy to the teacher"
-    assert record["signature"] != other.record["signature"]
-    assert [path.name for path in tmp_path.iterdir() if "refining" in path.name] == []
-    assert load_classifier(tmp_path / "a").config.id2label == {0: "alarm", 1: "music"}
-
-
-@pytest.mark.parametrize("after", [1, 5, 6, 10, 13, 19])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    folder: Path, text: Unlabelled, tmp_path: Path, after: int
-) -> None:
-    """Two rounds of two epochs of five steps, interrupted within and between epochs and rounds."""
-    asked = SETTINGS.model_copy(update={"rounds": 2, "patience": 2})
-    whole = refine_folder(folder, text, tmp_path / "whole", refinement=asked)
-    assert whole.steps == 20
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        refine_folder(folder, text, out, refinement=asked, save_every=0.0, progress=Interrupting(after))
-    assert not out.exists()
-    assert (tmp_path / ".out.refining").is_file()
-    found = refine_folder(folder, text, out, refinement=asked)
-    assert found.steps == 20 - after + (after % 5 == 0)
-    assert files(out) == files(tmp_path / "whole")
-    assert not (tmp_path / ".out.refining").exists()
-
-
-def test_without_a_saved_step_it_goes_on_from_the_epoch(
-    folder: Path, text: Unlabelled, tmp_path: Path
-) -> None:
-    asked = SETTINGS.model_copy(update={"patience": 2})
-    refine_folder(folder, text, tmp_path / "whole", refinement=asked)
-    with pytest.raises(KeyboardInterrupt):
-        refine_folder(folder, text, tmp_path / "out", refinement=asked, progress=Interrupting(7))
-    assert refine_folder(folder, text, tmp_path / "out", refinement=asked).steps == 5
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_another_runs_state_is_not_continued(folder: Path, text: Unlabelled, tmp_path: Path) -> None:
-    refine_folder(folder, text, tmp_path / "whole", refinement=SETTINGS)
-    with pytest.raises(KeyboardInterrupt):
-        refine_folder(
-            folder, text, tmp_path / "out", refinement=SETTINGS.model_copy(update={"seed": 4}),
-            save_every=0.0, progress=Interrupting(7),
-        )  # fmt: skip
-    refine_folder(folder, text, tmp_path / "out", refinement=SETTINGS)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_a_state_is_whole_or_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "below" / "state"
-    assert load_state(file, "a") is None
-    save_state(file, "a", {"step": 3})
-    assert load_state(file, "a") == {"signature": "a", "step": 3}
-    assert load_state(file, "b") is None
-    file.write_bytes(file.read_bytes()[:200])
-    assert load_state(file, "a") is None
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
-        save_state(tmp_path / "file" / "state", "a", {})
-
-
-def test_labels_of_a_file_decide_nothing(folder: Path, tmp_path: Path) -> None:
-    texts, labels = drawn(24, 6)
-    found = []
-    for name, given in (("a", labels), ("b", 1 - labels)):
-        file = tmp_path / "text.csv"
-        rows = [f"{line},{label}" for line, label in zip(texts, given, strict=True)]
-        file.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-        refine_folder(folder, file_text(file, locale="sw-KE"), tmp_path / name, refinement=SETTINGS)
-        found.append(files(tmp_path / name))
-    assert found[0] == found[1]
-    assert json.loads(found[0][RECEIPT])["text"]["notes"] == ["labels in the file were not read: label"]
-
-
-def test_what_is_there_is_kept_and_anything_else_is_not_overwritten(
-    folder: Path, text: Unlabelled, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    first = refine_folder(folder, text, out, refinement=SETTINGS)
-    before = files(out)
-    again = refine_folder(folder, text, out, refinement=SETTINGS, overwrite=True)
-    assert (first.kept, again.kept, again.record) == (False, True, first.record)
-    other = SETTINGS.model_copy(update={"seed": 1})
-    with pytest.raises(OutputError, match="exists already"):
-        refine_folder(folder, text, out, refinement=other)
-    assert files(out) == before
-    damaged = bytearray(before["model.safetensors"])
-    damaged[-1] ^= 1
-    (out / "model.safetensors").write_bytes(damaged)
-    with pytest.raises(OutputError, match="exists already"):
-        refine_folder(folder, text, out, refinement=SETTINGS)
-    refine_folder(folder, text, out, refinement=SETTINGS, overwrite=True)
-    assert files(out) == before
-
-
-def test_the_output_may_not_be_an_input(folder: Path, text: Unlabelled) -> None:
-    with pytest.raises(OutputError, match="holds the input"):
-        refine_folder(folder, text, folder, refinement=SETTINGS, overwrite=True)
-    with pytest.raises(OutputError, match="holds the input"):
-        refine_folder(folder, text, folder.parent, refinement=SETTINGS, overwrite=True)
-
-
-@pytest.fixture(scope="module")
-def turned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model with its two classes written in the other order."""
-    model = load_classifier(folder)
-    with torch.no_grad():
-        for parameter in model.classifier.out_proj.parameters():
-            parameter.copy_(parameter.flip(0))
-    model.config.id2label, model.config.label2id = {0: "music", 1: "alarm"}, {"music": 0, "alarm": 1}
-    out = tmp_path_factory.mktemp("turned") / "model"
-    save_classifier(model, load_tokenizer(folder), out)
-    return out
-
-
-def test_a_teachers_labels_are_matched_by_name(
-    folder: Path, turned: Path, text: Unlabelled, tmp_path: Path
-) -> None:
-    own = refine_folder(folder, text, tmp_path / "own", refinement=SETTINGS)
-    for name, teachers in (("one", [turned]), ("two", [turned, folder])):
-        made = refine_folder(folder, text, tmp_path / name, refinement=SETTINGS, teachers=teachers)
-        assert made.record["history"][0]["flips"] == own.record["history"][0]["flips"]
-        assert made.record["history"][0]["loss"] == pytest.approx(own.record["history"][0]["loss"], rel=1e-5)
-        assert [one["folder"] for one in made.record["teachers"]] == [str(one) for one in teachers]
-
-
-def test_dev_labels_are_matched_by_name(folder: Path, turned: Path, text: Unlabelled, tmp_path: Path) -> None:
-    texts, labels = drawn(40, 5)
-    rows = Examples("sw-KE", "dev", tuple(map(str, range(40))), tuple(texts), labels.astype(np.int64))
-    found = []
-    for name, model in (("a", folder), ("b", turned)):
-        made = refine_folder(
-            model, text, tmp_path / name, refinement=SETTINGS, dev=DevLabels(rows, LABELS), teachers=[folder]
-        )
-        found.append([entry["dev_accuracy"] for entry in made.record["history"]])
-        assert made.record["chosen_by"] == "dev accuracy"
-        assert made.record["dev"]
-    assert found[0] == found[1]
-    with pytest.raises(CheckpointError, match="no output for the labels weather"):
-        refine_folder(folder, text, tmp_path / "c", dev=DevLabels(rows, (*LABELS, "weather")))
-
-
-def test_a_teacher_for_another_task(folder: Path, text: Unlabelled, tmp_path: Path) -> None:
-    model, tokenizer = new_classifier(folder.parent / "encoder", ("alarm", "weather"), seed=0)
-    save_classifier(model, tokenizer, tmp_path / "other")
-    with pytest.raises(CheckpointError, match="has other labels than the model: music, weather"):
-        refine_folder(folder, text, tmp_path / "out", teachers=[tmp_path / "other"])
-    assert not (tmp_path / "out").exists()
-
-
-# Adapters.
-
-
-@pytest.fixture(scope="module")
-def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LoRA on the classifier's queries, its head saved with it; both moved off their start."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules=["query"], modules_to_save=["classifier"]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = peft.get_peft_model(load_classifier(folder, device="cpu"), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
-    out = tmp_path_factory.mktemp("adapter") / "adapter"
-    model.save_pretrained(out)
-    return out
-
-
-def test_an_adapter_is_refined_into_an_adapter(
-    folder: Path, adapter: Path, text: Unlabelled, tmp_path: Path
-) -> None:
-    from peft import PeftModel
-    from safetensors.torch import load_file
-
-    base = files(folder)
-    made = refine_folder(adapter, text, tmp_path / "out", refinement=STILL)
-    before = load_file(adapter / "adapter_model.safetensors")
-    after = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert before.keys() == after.keys()
-    moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert any("lora_A" in name for name in moved)
-    assert any("classifier.out_proj" in name for name in moved)
-    # The pooling layer and the head's dense layer stay as they are, in an adapter too.
-    last = f"layer.{load_classifier(folder).config.num_hidden_layers - 1}."
-    assert not {name for name in moved if last in name or "classifier.dense" in name}
-    assert files(folder) == base
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-    assert refine_folder(adapter, text, tmp_path / "out", refinement=STILL).kept
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        loaded = PeftModel.from_pretrained(load_classifier(folder), str(tmp_path / "out")).eval()
-    assert np.isfinite(predict_logits(loaded, encoded(folder, text), bf16=False)).all()
-    assert made.record["history"][0]["agreement"] > 0.5
-
-
-def test_an_interrupted_adapter_goes_on_to_the_same_bytes(
-    adapter: Path, text: Unlabelled, tmp_path: Path
-) -> None:
-    refine_folder(adapter, text, tmp_path / "whole", refinement=SETTINGS)
-    with pytest.raises(KeyboardInterrupt):
-        refine_folder(
-            adapter, text, tmp_path / "out", refinement=SETTINGS, save_every=0.0, progress=Interrupting(7)
-        )
-    refine_folder(adapter, text, tmp_path / "out", refinement=SETTINGS)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_without_peft_the_command_for_it_is_said(
-    adapter: Path, text: Unlabelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'langmerge\[adapters\]'"):
-        refine_folder(adapter, text, tmp_path / "out", refinement=SETTINGS)
-
-
-def test_an_adapters_base_can_be_named(folder: Path, adapter: Path, text: Unlabelled, tmp_path: Path) -> None:
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    lost = tmp_path / "lost"
-    lost.mkdir()
-    (lost / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
-    (lost / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    with pytest.raises(CheckpointError, match="names no base: give one with --base"):
-        refine_folder(lost, text, tmp_path / "out", refinement=SETTINGS)
-    refine_folder(lost, text, tmp_path / "out", refinement=SETTINGS, base=folder)
-    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == str(folder)
-    refine_folder(adapter, text, tmp_path / "plain", refinement=SETTINGS)
-    weights_of = "adapter_model.safetensors"
-    assert files(tmp_path / "out")[weights_of] == files(tmp_path / "plain")[weights_of]
-
-
-def test_broken_adapters(folder: Path, adapter: Path, text: Unlabelled, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
-    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
-        refine_folder(broken, text, tmp_path / "out")
-    from safetensors.torch import load_file, save_file
-
-    some = load_file(adapter / "adapter_model.safetensors")
-    save_file({n: t for n, t in some.items() if "lora_A" not in n}, broken / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="cannot be put on"):
-        refine_folder(broken, text, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

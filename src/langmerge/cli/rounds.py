@@ -104,19 +104,10 @@ def _people(found: "Rounds") -> None:
         ]
         for row in found.rows
     ]
-    header = [
-        "round, target",
-        "merged %",
-        "experts %",
-        "control merged %",
-        "control experts %",
-        "over experts, points, 95 %",
-        "over control merged",
-        "over control experts",
-    ]
-    print_table(f"rounds by {found.settings.method} on dev, {found.rows[0].rows} rows", header, rows)
-    say(
-        "experts: their mean; control: the same experts trained as long without merging in between, and their merge"
-    )
+    header = ["round, target", "merged %", "experts %", "control %", "its experts %"]
+    header += ["over experts", "over control", "over its experts"]
+    title = f"rounds by {found.settings.method} on {found.rows[0].rows} dev rows; differences in points, 95 %"
+    print_table(title, header, rows)
+    say("experts: their mean; control: the merge of experts trained as long without merging in between")
     if not found.same_steps:
         say("the control took another number of steps (early stopping): see steps in rounds.json")

@@ -41,7 +41,7 @@ def merged_grams(
     """Grams of every source for RegMean++.
 
     Args:
-        model: a classifier of the sources' kind; its weights are overwritten, by the merged ones.
+        model: a classifier of the sources' kind; its weights are overwritten.
         sources: by name.
         encoded: token ids of each source's texts (the same for all, or its own).
         coefficients: of the sources, as the merge will have them.
@@ -174,10 +174,8 @@ class _Merging:
         """Take and keep the Grams of one source's layer; of no layer, those of the head."""
         own = self._within(stage)
         layers = {name: one for name, one in linear_layers(self.model).items() if name in own}
-        # What lies before the layers stays merged; a layer is merged next, a head has to be put back.
-        replaced = own if stage else [name for name in own if group_of(name) == "head"]
-        before = {name: self._named[name].clone() for name in replaced}
-        for name in replaced:
+        # What lies before the layers stays merged.
+        for name in own if stage else [name for name in own if group_of(name) == "head"]:
             self._named[name].copy_(self.sources[source].read(name))
         collector = Collector(layers)
         with collector.collecting():
@@ -188,8 +186,6 @@ class _Merging:
                 for ids, mask in texts.inputs:
                     with collector.batch(mask):
                         self.model(input_ids=ids, attention_mask=mask)
-        for name, one in before.items():
-            self._named[name].copy_(one)
         found = collector.grams()
         write_statistics(
             self.file(number, source), found.tensors, kind="grams", model=self._identity, shared=found.shared,

@@ -153,7 +153,7 @@ def _run(
 ) -> str:
     """Generations until the budget or the optimiser ends them; returns why."""
     draws = np.random.default_rng(settings.seed)
-    # cma has no one-dimensional form: a second number is searched along, which no score looks at.
+    # cma 4.5 fails in one dimension: a second number is searched along, which no score looks at.
     mean = [*first, first[0]] if len(first) == 1 else list(first)
     options = {
         "bounds": [settings.low, settings.high],

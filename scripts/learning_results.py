@@ -1,0 +1,281 @@
+"""The re-test of learned coefficients in docs/results.md: every variant on every target and training seed, kept and paired.
+
+    python scripts/learning_results.py run  OUT POOL [POOL…] --targets sq-AL,sw-KE,cy-GB,vi-VN [--only GLOB]
+    python scripts/learning_results.py table OUT POOL [POOL…] --targets … [--against best]
+
+A pool a training seed. Sources are chosen by dev accuracy (`--dev` rows), coefficients are learned on the target's train text
+without labels, test (`--test` rows, drawn by id) is predicted once. What is done is kept below OUT and not done again, so
+that a run can be stopped at any time, and several processes can share the work by different --only.
+"""
+
+import argparse
+import fnmatch
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from langmerge.adapting import Problem, adapt
+from langmerge.coefficients import Coefficients
+from langmerge.engine import make_plan, recipe_payload
+from langmerge.evaluate import PoolEvaluator
+from langmerge.learned.settings import settings_of
+from langmerge.pool import Pool
+from langmerge.recipe import Recipe
+from langmerge.results import Logits, kept_logits, load_logits, signature, soft_vote
+from langmerge.scoring import ResidentClassifier
+from langmerge.tasks import load_task, task_text
+
+SOURCES = [
+    "en-US",
+    "de-DE",
+    "fr-FR",
+    "es-ES",
+    "it-IT",
+    "ru-RU",
+    "tr-TR",
+    "az-AZ",
+    "ar-SA",
+    "hi-IN",
+    "id-ID",
+    "tl-PH",
+    "th-TH",
+    "zh-CN",
+]
+SPLITS = ("dev", "test")
+TEXT_ROWS = 2_048
+
+LEARN: dict[str, Any] = {
+    "steps": 120, "batch_size": 32, "lr": 5e-3, "check_every": 20, "anchor": 0.0, "held_out": 0.0, "freeze": ("head",),
+}  # fmt: skip
+LEARNED: dict[str, dict[str, Any]] = {
+    "entropy/task": {"groups": "model", "objective": "entropy"},
+    "entropy/block": {"groups": "block", "objective": "entropy"},
+    "entropy/tensor": {"groups": "tensor", "objective": "entropy"},
+    "entropy/block/head": {"groups": "block", "objective": "entropy", "freeze": ()},
+    "entropy/tensor/++": {
+        "groups": "tensor",
+        "objective": "entropy",
+        "density": 0.2,
+        "init": 0.3,
+        "high": 2.0,
+    },
+    "teacher/task": {"groups": "model", "objective": "teacher"},
+    "teacher/block": {"groups": "block", "objective": "teacher"},
+    "infomax/block": {"groups": "block", "objective": "infomax", "batch_size": 64},
+    "safe": {"anchor": 0.1, "held_out": 0.1},
+}
+DIRECT: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("linear", {}),
+    "ties": ("ties", {"density": 0.2, "scope": "model"}),
+    "wudi": ("wudi", {}),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One target with one pool and one set of sources."""
+
+    pool: Path
+    target: str
+    mode: str
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.pool.name}/{self.target}/{self.mode}{self.k}"
+
+
+class Bench:
+    """One pool's evaluator and resident model."""
+
+    def __init__(self, root: Path, out: Path, dev: int, test: int) -> None:
+        self.pool, self.out = Pool.load(root), out
+        self.evaluator = PoolEvaluator(
+            self.pool, load_task(self.pool.task), limits={"dev": dev, "test": test}
+        )
+        self.resident = ResidentClassifier(self.pool)
+
+    def ranked(self, target: str) -> list[str]:
+        """Sources by dev accuracy on the target."""
+        scores = {s: self.cell(s, target, "dev").correct.mean() for s in SOURCES if s != target}
+        return sorted(scores, key=lambda s: (-scores[s], s))
+
+    def cell(self, expert: str, target: str, split: str) -> Logits:
+        return self.evaluator.cell(expert, target, split)
+
+    def sources(self, cell: Cell) -> list[str]:
+        """ExcTar: the best k others. IncTar: the target's expert and the best k − 1."""
+        ranked = self.ranked(cell.target)
+        return ranked[: cell.k] if cell.mode == "Exc" else [cell.target, *ranked[: cell.k - 1]]
+
+    def start(self, cell: Cell) -> Coefficients:
+        """Uniform; in IncTar nine tenths on the target's own expert, as a pilot found."""
+        names = self.sources(cell)
+        if cell.mode == "Exc":
+            return Coefficients.uniform(names, target=cell.target)
+        rest = 0.1 / (len(names) - 1)
+        return Coefficients(
+            target=cell.target, values={"model": {n: 0.9 if n == cell.target else rest for n in names}}
+        )
+
+    def recipe(
+        self, cell: Cell, method: str, parameters: dict[str, Any], numbers: Coefficients, **more: Any
+    ) -> Recipe:
+        return Recipe(
+            base=self.pool.base_folder,
+            sources={s: self.pool.expert(s) for s in numbers.sources},
+            method=method,
+            parameters=parameters,
+            coefficients=numbers,
+            target=cell.target,
+            **more,
+        )
+
+    def merged(self, cell: Cell, recipe: Recipe, split: str) -> Logits:
+        plan = make_plan(recipe)
+        own = signature(recipe_payload(plan))
+        return self.evaluator.logits(lambda: self.resident.filled(plan, own), own, cell.target, split)
+
+    def learned(self, cell: Cell, name: str) -> Recipe:
+        settings = settings_of("safe", **{**LEARN, **LEARNED[name]})
+        text = task_text(self.evaluator.task, cell.target, limit=TEXT_ROWS)
+        found = adapt(self.evaluator, Problem(self.start(cell), cell.target, text, settings)).coefficients
+        file = self.out / cell.name / f"{name.replace('/', '.')}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found.save(file)
+        return self.recipe(cell, found.provenance["method"], found.provenance["parameters"], found)
+
+
+def logits_of(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
+    """A variant's logits by split, kept."""
+    files = {s: bench.out / cell.name / f"{name.replace('/', '.')}.{s}.safetensors" for s in SPLITS}
+    own = {
+        s: signature([cell.name, name, s, bench.evaluator.limits, LEARN, LEARNED.get(name), DIRECT.get(name)])
+        for s in SPLITS
+    }
+    found = {s: load_logits(files[s], own[s]) for s in SPLITS}
+    if all(one is not None for one in found.values()):
+        return {s: one for s, one in found.items() if one is not None}
+    made = _computed(bench, cell, name)
+    kept = {s: Logits(own[s], one.ids, one.labels, one.values) for s, one in made.items()}
+    for split, one in kept.items():
+        one.save(files[split])
+    return kept
+
+
+def _computed(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
+    if name == "best":
+        reference = cell.target if cell.mode == "Inc" else bench.ranked(cell.target)[0]
+        return {s: bench.cell(reference, cell.target, s) for s in SPLITS}
+    if name == "self":
+        return {s: bench.cell(cell.target, cell.target, s) for s in SPLITS}
+    if name == "vote":
+        members = {s: [bench.cell(e, cell.target, s) for e in bench.sources(cell)] for s in SPLITS}
+        return {
+            s: Logits("", own[0].ids, own[0].labels, kept_logits(soft_vote(own)))
+            for s, own in members.items()
+        }
+    if name in DIRECT:
+        recipe = bench.recipe(cell, *DIRECT[name], bench.start(cell))
+    else:
+        recipe = bench.learned(cell, name)
+    return {s: bench.merged(cell, recipe, s) for s in SPLITS}
+
+
+def cells(given: argparse.Namespace) -> Iterator[Cell]:
+    for pool, target, (mode, k) in itertools.product(
+        given.pools, given.targets.split(","), [("Exc", 5), ("Inc", 5), ("Exc", 3)]
+    ):
+        yield Cell(pool, target, mode, k)
+
+
+VARIANTS = ("best", "vote", "self", *DIRECT, *LEARNED)
+
+
+def run(given: argparse.Namespace) -> None:
+    benches = {pool: Bench(pool, given.out, given.dev, given.test) for pool in given.pools}
+    for cell in cells(given):
+        for name in VARIANTS:
+            if not fnmatch.fnmatch(f"{cell.name}/{name}", given.only):
+                continue
+            found = logits_of(benches[cell.pool], cell, name)
+            print(cell.name, name, *(f"{s} {100 * found[s].correct.mean():.2f}" for s in SPLITS), flush=True)
+
+
+def table(given: argparse.Namespace) -> None:
+    """Mean accuracy over targets and seeds, and the paired gain with a bootstrap over targets' rows and seeds."""
+    benches = {pool: Bench(pool, given.out, given.dev, given.test) for pool in given.pools}
+    for mode, k in (("Exc", 5), ("Exc", 3), ("Inc", 5)):
+        chosen = [cell for cell in cells(given) if (cell.mode, cell.k) == (mode, k)]
+        print(
+            f"\n### {mode}Tar, k = {k}\n\n| variant | {' | '.join(given.targets.split(','))} | mean | gain [95 %] | cells |"
+        )
+        print(f"|---|{'---|' * (len(given.targets.split(',')) + 3)}")
+        for name in VARIANTS:
+            kept = {
+                c: logits_of(benches[c.pool], c, name)["test"].correct
+                for c in chosen
+                if _done(given, c, name)
+            }
+            if kept:
+                print(_row(given, benches, name, kept))
+
+
+def _done(given: argparse.Namespace, cell: Cell, name: str) -> bool:
+    return (given.out / cell.name / f"{name.replace('/', '.')}.test.safetensors").exists()
+
+
+def _row(
+    given: argparse.Namespace, benches: dict[Path, Bench], name: str, kept: dict[Cell, np.ndarray]
+) -> str:
+    against = {c: logits_of(benches[c.pool], c, given.against)["test"].correct for c in kept}
+    by_target = {
+        t: [100 * one.mean() for c, one in kept.items() if c.target == t] for t in given.targets.split(",")
+    }
+    points, low, high = gain_interval({c: 100.0 * (kept[c].astype(float) - against[c]) for c in kept})
+    values = [f"{np.mean(v):.1f}" if v else "–" for v in by_target.values()]
+    mean = np.mean([np.mean(v) for v in by_target.values() if v])
+    return f"| {name} | {' | '.join(values)} | {mean:.1f} | {points:+.1f} [{low:+.1f}, {high:+.1f}] | {len(kept)} |"
+
+
+def gain_interval(differences: dict[Cell, np.ndarray], draws: int = 2_000) -> tuple[float, float, float]:
+    """Mean over targets of the mean over seeds; rows are drawn once for all seeds of a target, and seeds anew in each draw."""
+    rng = np.random.default_rng(0)
+    targets = sorted({cell.target for cell in differences})
+    tables = {t: np.stack([one for c, one in differences.items() if c.target == t]) for t in targets}
+    point = float(np.mean([own.mean() for own in tables.values()]))
+    found = []
+    for _ in range(draws):
+        parts = []
+        for own in tables.values():
+            seeds = rng.integers(0, len(own), len(own))
+            rows = rng.integers(0, own.shape[1], own.shape[1])
+            parts.append(own[seeds].mean(0)[rows].mean())
+        found.append(np.mean(parts))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return point, float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {"run": run, "table": table}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("pools", type=Path, nargs="+")
+    parser.add_argument("--targets", default="sq-AL,sw-KE,cy-GB,vi-VN")
+    parser.add_argument("--only", default="*", help="pool/target/mode and k/variant, with wildcards")
+    parser.add_argument("--against", default="best")
+    parser.add_argument("--dev", type=int, default=600)
+    parser.add_argument("--test", type=int, default=1_000)
+    given = parser.parse_args()
+    commands[given.command](given)
+
+
+if __name__ == "__main__":
+    main()
