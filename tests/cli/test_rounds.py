@@ -4,23 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 
-from langmerge.cli import main
-from langmerge.cli.rounds import register_rounds
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
 from tests.experiments.conftest import write_task
 from tests.tiny_encoder import write_tiny_encoder
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This command alone."""
-    alone = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.callback()(lambda: None)
-    register_rounds(alone)
-    monkeypatch.setitem(main.__globals__, "app", alone)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from langmerge import evaluate as evaluation
-from langmerge.cli import main, merging, searching
 from langmerge.coefficients import Coefficients
 from langmerge.evaluate import PoolEvaluator, evaluate_model
 from langmerge.learned.fewshot import few_rows, mean_cross_entropy
@@ -21,18 +19,6 @@ from tests.tiny_pool import ABSENT, write_tiny_pool
 
 TARGET = "sw-KE"
 needs_cma = pytest.mark.skipif(find_spec("cma") is None, reason="needs cma")
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three commands under `learn`, and merge."""
-    alone = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-    learn = typer.Typer()
-    for command in (searching.fewshot, searching.soup, searching.search):
-        learn.command()(command)
-    alone.add_typer(learn, name="learn")
-    merging.register(alone)
-    monkeypatch.setitem(main.__globals__, "app", alone)
 
 
 @pytest.fixture(autouse=True)

@@ -96,3 +96,12 @@ def test_another_architecture_is_left_as_it_is() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert not add_mean_pooling(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_that_has_it_gets_no_second_one(encoder: Path, tmp_path: Path) -> None:
+    """A merged model may be the base of further training."""
+    model, tokenizer = new_classifier(encoder, LABELS, seed=0)
+    save_classifier(model, tokenizer, tmp_path)
+    again, _ = new_classifier(tmp_path, LABELS, seed=0)
+    assert again.config.num_hidden_layers == 3
+    assert len(again.base_model.encoder.layer) == 3

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from langmerge.experiments.rounds import Rounds
 
 
-def register_rounds(app: typer.Typer) -> None:
+def register(app: typer.Typer) -> None:
     """Add this module's command."""
     app.command()(rounds)
 
@@ -104,9 +104,11 @@ def _people(found: "Rounds") -> None:
         ]
         for row in found.rows
     ]
-    header = ["round, target", "merged %", "experts %", "control %", "its experts %"]
+    header = ["round", "merged", "experts", "control", "its experts"]
     header += ["over experts", "over control", "over its experts"]
-    title = f"rounds by {found.settings.method} on {found.rows[0].rows} dev rows; differences in points, 95 %"
+    title = (
+        f"rounds by {found.settings.method} on {found.rows[0].rows} dev rows, %; differences in points, 95 %"
+    )
     print_table(title, header, rows)
     say("experts: their mean; control: the merge of experts trained as long without merging in between")
     if not found.same_steps:

@@ -30,8 +30,11 @@ def add_mean_pooling(model: Any) -> bool:
         model: a sequence classifier of the BERT family (post-norm layers, a head that reads the first token).
 
     Returns:
-        Whether it was done. Other architectures keep the pooling they were made with.
+        Whether it was done. Other architectures keep the pooling they were made with, and a model that has the layer
+        gets no second one.
     """
+    if getattr(model.config, POOLING_KEY, None) == "mean":
+        return False
     layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
     dense = getattr(getattr(model, "classifier", None), "dense", None)
     if (
