@@ -17,11 +17,15 @@ F32 = DTYPE_CODES["F32"]
 FOUR = np.zeros(4, np.float32)
 GOOD: dict[str, list[Any]] = {
     "merge": [
-        4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), OPERATIONS["dare_ties"], True, False, True,
+        4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), OPERATIONS["dare_ties"], True, 0, True,
         np.ones(2, np.float32), np.ones(2, np.float32), np.zeros((2, 2), np.uint64), 0, 1.0,
         (np.zeros(4, np.float32), 0, F32), np.zeros(3), None, None,
     ],
     "gram": [4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.zeros((2, 2))],
+    "dots": [
+        4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.zeros(4, np.float32), np.ones(2, np.float32),
+        np.zeros(2),
+    ],
     "count": [
         4, ((FOUR, 0, F32), (FOUR, 0, F32)), (FOUR, 0, F32), np.zeros(2, np.uint32), 8, 1, np.zeros((2, 5), np.int64),
     ],
@@ -89,6 +93,14 @@ def read_only(array: Array) -> Array:
         ("merge", 3, 4),
         ("merge", 3, -1),
         ("merge", 4, False),
+        ("merge", 5, 3),
+        ("merge", 5, -1),
+        ("dots", 2, None),
+        ("dots", 3, np.zeros(3, np.float32)),
+        ("dots", 3, None),
+        ("dots", 4, np.ones(1, np.float32)),
+        ("dots", 5, np.zeros(1)),
+        ("dots", 5, bytes(16)),
         ("merge", 7, np.ones(1, np.float32)),
         ("merge", 7, None),
         ("merge", 8, np.ones(1, np.float32)),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langmerge.errors import InputError
-from langmerge.kernels import CHOICE, DTYPE_CODES, OPERATIONS, compiled_kernels
+from langmerge.kernels import CHOICE, DTYPE_CODES, ELECTIONS, OPERATIONS, compiled_kernels
 
 compiled = pytest.importorskip("langmerge.kernels._compiled")
 
@@ -63,7 +63,7 @@ def merged(
     weights: tuple[float, ...] = (1.0,),
     bounds: Array | None = None,
     streams: Array | None = None,
-    count: bool = False,
+    election: str = "sum",
     normalize: bool = True,
     start: int = 0,
     scale: float = 1.0,
@@ -79,7 +79,7 @@ def merged(
         None if base is None else triple(base),
         OPERATIONS[op],
         base is not None if about_base is None else about_base,
-        count,
+        ELECTIONS[election],
         normalize,
         np.array(weights, np.float32),
         bounds,
@@ -183,7 +183,8 @@ def operations(entries: int) -> dict[str, tuple[Array, ...]]:
         "linear": {"about_base": False},
         "task": {"scale": 0.7},
         "ties": {"op": "ties", "bounds": bounds, "scale": 1.3},
-        "count": {"op": "ties", "bounds": bounds, "count": True},
+        "count": {"op": "ties", "bounds": bounds, "election": "count"},
+        "unweighted": {"op": "ties", "bounds": bounds, "election": "unweighted"},
         "sum": {"op": "ties", "bounds": bounds, "normalize": False},
         "dare": {"op": "dare_linear", "bounds": shares, "streams": streams, "start": 7},
         "dare_ties": {"op": "dare_ties", "bounds": shares, "streams": streams, "start": 8},
@@ -198,6 +199,10 @@ def operations(entries: int) -> dict[str, tuple[Array, ...]]:
     dots, around_base = np.empty((6, 6)), np.empty((6, 6))
     compiled.gram(entries, inputs, None, dots)
     compiled.gram(entries, inputs, triple(base), around_base)
+    gradient = draw.standard_normal(entries).astype(np.float32)
+    products, agreeing = np.empty(6), np.empty(6)
+    compiled.dots(entries, inputs, triple(base), gradient, None, products)
+    compiled.dots(entries, inputs, triple(base), gradient, bounds, agreeing)
     counts = np.zeros((6, 1 + 2048), np.int64)
     compiled.count(entries, inputs, triple(base), np.full(6, 0x3C000000, np.uint32), 1 << 26, 15, counts)
     ranks = np.arange(1, 7, dtype=np.int64) * max(1, entries // 7)
@@ -207,6 +212,7 @@ def operations(entries: int) -> dict[str, tuple[Array, ...]]:
     return {
         **found,
         "gram": (dots, around_base),
+        "dots": (products, agreeing),
         "count": (counts,),
         "select": (limits if entries else dots,),
     }
@@ -306,6 +312,18 @@ def test_missing_kernels_are_an_error_only_where_they_are_asked_for(monkeypatch:
     monkeypatch.setenv(CHOICE, "compiled")
     with pytest.raises(InputError, match="no compiled kernels: install a C compiler"):
         compiled_kernels()
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_dots_are_those_of_the_task_vectors_that_agree(kernels: ModuleType, bounded: bool) -> None:
+    """By hand: 0.5 is trimmed, and where the sum of what is left is positive the negative entry goes."""
+    base = np.ones(4, np.float32)
+    first, second = base + np.float32([2, -1, 0.5, 3]), base + np.float32([-1, -2, 4, -3])
+    g, out = np.float32([1, 10, 100, 1000]), np.empty(2)
+    bounds = np.float32([1, 1]) if bounded else None
+    assert compiled.dots(4, (triple(first), triple(second)), triple(base), g, bounds, out)
+    # Entry 3: a cancelled vote, nothing agrees.
+    assert out.tolist() == ([2 - 10, -20 + 400] if bounded else [2 - 10 + 50 + 3000, -1 - 20 + 400 - 3000])
 
 
 @pytest.mark.parametrize("entries", [61, 121, 255, 256, 257, 1000, 1024, 1025, 4096, 65537])

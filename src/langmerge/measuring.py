@@ -153,13 +153,10 @@ def measure_grams(
         InputError, OutputError, CheckpointError, MethodError: as for `measure_fishers`; a wrong parameter.
     """
     given = dict(parameters or {})
-    own = checked_parameters("regmean", given)
     settings: dict[str, Any] = {"made": "grams", "plus": plus}
+    own = checked_parameters("regmean", given)
     if plus:
-        # Inputs come through what is merged: everything that decides the merge decides the Grams.
-        values = {group: dict(sorted(row.items())) for group, row in wanted.coefficients.values.items()}
-        models = {s: checkpoint_signature(open_checkpoint(pool.expert(s))) for s in values["model"]}
-        settings |= {"parameters": own, "coefficients": values, "models": models}
+        settings |= _what_decides_a_merge(pool, wanted, own)
     work = _Work(pool, task, wanted, out, settings, overwrite)
     made: dict[str, Grams] = {}
     layers = out / f".layers.{work.identity}"
@@ -186,6 +183,13 @@ def measure_grams(
     made.clear()
     shutil.rmtree(layers, ignore_errors=True)
     return work.finished("regmean", given, {"head": "regmean"})
+
+
+def _what_decides_a_merge(pool: Pool, wanted: Measurement, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """With RegMean++ it decides the Grams too: inputs come through what is merged."""
+    values = {group: dict(sorted(row.items())) for group, row in wanted.coefficients.values.items()}
+    models = {s: checkpoint_signature(open_checkpoint(pool.expert(s))) for s in values["model"]}
+    return {"parameters": dict(parameters), "coefficients": values, "models": models}
 
 
 Made = tuple[Arrays, Mapping[str, str], Mapping[str, Any]]

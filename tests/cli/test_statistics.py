@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 import yaml
 
 import langmerge.measuring as measuring
 from langmerge.checkpoint import folder_signature
-from langmerge.cli import main, merging
-from langmerge.cli.statistics import fisher, gram
 from langmerge.engine.statistics import open_statistics
 from langmerge.learned.fisher import fisher_diagonal
 from langmerge.learned.grams import input_grams
@@ -27,18 +24,6 @@ from tests.tiny_pool import ABSENT, write_tiny_pool
 
 QUERY = "roberta.encoder.layer.0.attention.self.query.weight"
 HEAD = "classifier.out_proj.weight"
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.callback()(lambda: None)
-    learn = typer.Typer()
-    learn.command()(fisher)
-    learn.command()(gram)
-    alone.add_typer(learn, name="learn")
-    merging.register(alone)
-    monkeypatch.setitem(main.__globals__, "app", alone)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"density": 1.0, "election": "count"}),
     ("ties", {"density": 0.4, "normalize": False, "scale": -0.5}),
     ("ties", {"density": [0.2, 1.0, 0.5]}),
+    ("ties", {"density": 0.3, "election": "unweighted", "normalize": False}),
     ("ties", {"density": 0.3, "scope": "model"}),
     ("ties", {"density": [1.0, 0.1, 0.5], "scope": "model", "election": "count"}),
     ("dare_linear", {"density": 0.5, "seed": 4}),

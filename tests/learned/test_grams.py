@@ -243,7 +243,7 @@ def test_what_regmean_plus_cannot_run(sources: Path, tmp_path: Path) -> None:
         measured(root, tmp_path / "kept")
     shutil.rmtree(root / "fr-FR")
     write_xlm_roberta(root / "fr-FR", "encoder")
-    with pytest.raises(CheckpointError, match="source fr-FR has no tensor .classifier"):
+    with pytest.raises(CheckpointError, match=r"source fr-FR has no tensor .classifier"):
         measured(root, tmp_path / "kept")
     with pytest.raises(
         InputError, match="RegMean\\+\\+ goes layer by layer, and a Twice has no list of layers"

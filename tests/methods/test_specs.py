@@ -10,7 +10,8 @@ import pytest
 
 from langmerge.errors import MethodError
 from langmerge.methods import METHODS, SPECS, checked_parameters, spec_of
-from langmerge.methods.specs import Parameter, require, require_weights, sees_of
+from langmerge.methods.parameters import Parameter
+from langmerge.methods.specs import require, require_weights, sees_of
 
 from .conftest import NAMES, experts, sources_of
 

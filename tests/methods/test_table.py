@@ -74,7 +74,11 @@ def test_a_number_for_each_source() -> None:
         ("ties", {"density": [0.5]}, "ties: density has 1 numbers for 2 sources"),
         ("ties", {"scale": [1.0, 1.0]}, "method 'ties': scale is [1.0, 1.0], it must be of type float"),
         ("ties", {"election": 1}, "method 'ties': election is 1, it must be of type str"),
-        ("ties", {"election": "mass"}, "ties: election is 'mass', it must be 'sum' or 'count'"),
+        (
+            "ties",
+            {"election": "mass"},
+            "ties: election is 'mass', it must be 'sum' or 'count' or 'unweighted'",
+        ),
         ("ties", {"scope": 1}, "method 'ties': scope is 1, it must be of type str"),
         ("ties", {"scope": "layer"}, "ties: scope is 'layer', it must be 'tensor' or 'model'"),
         ("ties", {"normalize": 0}, "method 'ties': normalize is 0, it must be of type bool"),

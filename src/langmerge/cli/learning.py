@@ -8,6 +8,7 @@ import typer
 from langmerge.cli.console import bars, print_table, say, show, tell
 from langmerge.cli.options import Data, Json, Overwrite, PoolArgument, source_count
 from langmerge.cli.searching import fewshot, search, soup
+from langmerge.cli.statistics import fisher, gram
 from langmerge.errors import InputError, OutputError
 from langmerge.locales import canonical_locale
 
@@ -29,7 +30,7 @@ def register(app: typer.Typer) -> None:
         help="Learn what a merge needs from data: coefficients, Fisher diagonals, Gram matrices.",
         no_args_is_help=True,
     )
-    for command in (adamerging, fewshot, soup, search):
+    for command in (adamerging, fisher, gram, fewshot, soup, search):
         learn.command()(command)
     app.add_typer(learn, name="learn")
 

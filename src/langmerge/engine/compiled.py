@@ -210,7 +210,15 @@ class Operation:
         streams: _Array | None = None,
     ) -> None:
         self._merge = kernels.merge
-        self._settings = (OPERATIONS[name], about_base, ELECTIONS[election], normalize, weights, bounds, streams)
+        self._settings = (
+            OPERATIONS[name],
+            about_base,
+            ELECTIONS[election],
+            normalize,
+            weights,
+            bounds,
+            streams,
+        )
         self._scale, self._n = scale, len(weights)
 
     def merge(self, chunk: Chunk, out: Any, dtype: str) -> MergedChunk:

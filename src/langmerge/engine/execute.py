@@ -114,9 +114,10 @@ def merge(
     out = Path(out)
     check_output(out, overwrite=overwrite)
     plan = make_plan(recipe)
-    for checkpoint in plan.checkpoints:
-        if checkpoint.folder.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"output {out} holds the input {checkpoint.folder}: choose another place")
+    read = [*(c.folder for c in plan.checkpoints), *(one.file for one in plan.statistics.values())]
+    for place in read:
+        if place.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"output {out} holds the input {place}: choose another place")
     slots = [Slot(tensor.name, tensor.shape, tensor.dtype) for tensor in plan.written]
     stream = Stream(plan, threads, device)
     results: list[TensorResult] = []

@@ -34,7 +34,9 @@ def merge(
 def gram(entries: int, inputs: tuple[Input, ...], base: Input | None, out: Any, /) -> bool:
     """Dot products of the sources, or with a base of their deltas, into `out` (N, N) float64."""
 
-def dots(entries: int, inputs: tuple[Input, ...], base: Input, gradient: Any, bounds: Any, out: Any, /) -> bool:
+def dots(
+    entries: int, inputs: tuple[Input, ...], base: Input, gradient: Any, bounds: Any, out: Any, /
+) -> bool:
     """⟨g, τ_i⟩ of a float32 gradient with every delta into `out` (N,) float64.
 
     With `bounds` (N,) float32 the τ_i are first trimmed to magnitudes of at least these, and of what is left only the

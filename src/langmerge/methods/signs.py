@@ -105,18 +105,14 @@ def elected_mean(
     return agreed / torch.where(total == 0, 1.0, total)
 
 
-def _elected(
-    delta: Float[Tensor, "N *S"], weights: Float[Tensor, "N"], election: str
-) -> Float[Tensor, "*S"]:
+def _elected(delta: Float[Tensor, "N *S"], weights: Float[Tensor, "N"], election: str) -> Float[Tensor, "*S"]:
     """γ."""
     if election == "unweighted":
         weights = torch.ones_like(weights)
     return weighted_sum(weights, delta.sign() if election == "count" else delta).sign()
 
 
-def agreed(
-    tau: Float[Tensor, "N *S"], smallest: Float[Tensor, "N"] | None = None
-) -> Float[Tensor, "N *S"]:
+def agreed(tau: Float[Tensor, "N *S"], smallest: Float[Tensor, "N"] | None = None) -> Float[Tensor, "N *S"]:
     """Each task vector trimmed to magnitudes from `smallest` on and then to the entries with the sign of their sum.
 
     `ties` without division and with the election `unweighted` is Σ w_i of these: the task vectors of AdaMerging++.
