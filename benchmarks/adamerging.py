@@ -8,8 +8,10 @@ drawn from fixed seeds, made below DIR if they are not there. Text is MASSIVE's 
 tokenizer of BASE, a model folder (`langmerge base e5-small BASE`). Each round runs, in an order that turns round with every
 round and each in a process of its own,
 
-    plain       loss and gradients of one model in all its weights but the word embeddings, freed after each step
-    plain-all   the same with the word embeddings, 69 % of the weights, as training without freezing has it
+    plain       loss and gradients of one model in all its weights but the word embeddings, freed after each step, as
+                transformers runs it by default
+    plain-math  the same with attention computed as langmerge computes it where gradients are taken
+    plain-all   as plain, with the word embeddings, 69 % of the weights, as training without freezing has it
     langmerge   a step of AdaMerging over all sources and every tensor, embeddings and head included, a coefficient per
                 source and block: loss, gradients, dot products, Adam, merge
     autograd    the same step, the straightforward way: base and task vectors held, θ_0 + Σ λ τ within the graph
@@ -26,28 +28,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import PERIOD, memory_of
+from _measure import PERIOD, Memory, memory_of
 from _models import FAMILIES, make_models
 
 ROWS, BATCH, JOB_STEPS, JOB_SOURCES = 3_008, 64, 235, 3
-KINDS = ("plain", "plain-all", "langmerge", "autograd")
+KINDS = ("plain", "plain-math", "plain-all", "langmerge", "autograd")
 
 
 @contextmanager
 def watched(found: dict[str, Any]) -> Iterator[None]:
-    """Note the peak of this process's anonymous memory, from outside Python's way: a thread that only looks."""
+    """Note the peaks of this process's memory: a thread that only looks."""
     import os
 
-    ended, peak = threading.Event(), [0]
+    ended, peak = threading.Event(), [Memory()]
 
     def look() -> None:
         while not ended.wait(PERIOD):
-            peak[0] = max(peak[0], memory_of(os.getpid()).anonymous)
+            peak[0] = peak[0].highest(memory_of(os.getpid()))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -56,7 +59,7 @@ def watched(found: dict[str, Any]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        found["peak"] = max(peak[0], memory_of(os.getpid()).anonymous)
+        found["peak"] = asdict(peak[0].highest(memory_of(os.getpid())))
 
 
 def batches_of(encoded: list[list[int]]) -> list[list[list[int]]]:
@@ -71,27 +74,34 @@ def batches_of(encoded: list[list[int]]) -> list[list[list[int]]]:
     return [[encoded[row] for row in rows] for rows in order]
 
 
-def loss_of(model: Any, batch: list[list[int]], weights: dict[str, Any] | None, bf16: bool | None) -> Any:
+def loss_of(
+    model: Any,
+    batch: list[list[int]],
+    weights: dict[str, Any] | None,
+    bf16: bool | None,
+    *,
+    ours: bool = False,
+) -> Any:
     from torch.func import functional_call
 
     from langmerge.learned.objectives import entropy
-    from langmerge.models import autocast, best_device, padded
+    from langmerge.models import autocast, autocast_for_gradients, best_device, padded
 
     ids, mask = padded(batch, pad_id=1)
-    with autocast(best_device(), bf16):
+    with (autocast_for_gradients if ours else autocast)(best_device(), bf16):
         given = {"input_ids": ids, "attention_mask": mask}
         output = model(**given) if weights is None else functional_call(model, weights, (), given)
     return entropy(output.logits.float())
 
 
-def plain_steps(folder: Path, everything: bool) -> Callable[[list[list[int]], bool | None], None]:
+def plain_steps(folder: Path, kind: str) -> Callable[[list[list[int]], bool | None], None]:
     from langmerge.models import load_classifier
 
     model = load_classifier(folder / "base", device="cpu")
-    model.get_input_embeddings().weight.requires_grad_(everything)
+    model.get_input_embeddings().weight.requires_grad_(kind == "plain-all")
 
     def step(batch: list[list[int]], bf16: bool | None) -> None:
-        loss_of(model, batch, None, bf16).backward()
+        loss_of(model, batch, None, bf16, ours=kind == "plain-math").backward()
         model.zero_grad(set_to_none=True)
 
     return step
@@ -191,9 +201,10 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
 
     load_classifier(folder / "base", device="cpu")  # what loading leaves behind is not the step's
     model = load_classifier(folder / "base", device="cpu")
-    found["one_model"] = memory_of(os.getpid()).anonymous
+    found["one_model"] = asdict(memory_of(os.getpid()))
     del model
-    with watched(found):
+    # Looking at the memory of a process that has mapped gigabytes stops it each time: never in a timed run.
+    with watched(found) if arguments.watch else nullcontext():
         step, ours = _stepper(arguments, folder, encoded, found)
         if arguments.gradient:
             return found
@@ -211,7 +222,7 @@ def worker(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _stepper(arguments: argparse.Namespace, folder: Path, encoded: Any, found: dict[str, Any]) -> Any:
     if arguments.worker.startswith("plain"):
-        return plain_steps(folder, arguments.worker == "plain-all"), None
+        return plain_steps(folder, arguments.worker), None
     if arguments.worker == "autograd":
         own = Autograd(folder, arguments.sources, 1e-3)
         if arguments.gradient:
@@ -230,10 +241,10 @@ def _first(encoded: list[list[int]]) -> list[list[int]]:
     return batches_of(encoded)[0]
 
 
-def run_worker(arguments: argparse.Namespace, kind: str, *, gradient: bool = False) -> dict[str, Any]:
+def run_worker(arguments: argparse.Namespace, kind: str, *flags: str) -> dict[str, Any]:
     command = [
         sys.executable, __file__, "--work", str(arguments.work), "--worker", kind, "--steps", str(arguments.steps),
-        "--sources", str(arguments.sources), "--threads", str(arguments.threads), *(["--gradient"] if gradient else []),
+        "--sources", str(arguments.sources), "--threads", str(arguments.threads), *flags,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -271,30 +282,38 @@ def write_utterances(work: Path, tokenizer: Path) -> None:
     (work / "utterances.json").write_text(json.dumps(encode(load_tokenizer(tokenizer), texts)))
 
 
-def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> None:
+def report(
+    arguments: argparse.Namespace,
+    runs: dict[str, list[dict[str, Any]]],
+    watched_runs: dict[str, dict[str, Any]],
+) -> None:
     size = FAMILIES["xlmr"].nbytes
-    median = {
-        kind: statistics.median(s for one in found for s in one["seconds"]) for kind, found in runs.items()
+    mean = {kind: statistics.mean(s for one in found for s in one["seconds"]) for kind, found in runs.items()}
+    extra = {
+        kind: one["peak"]["anonymous"] - one["one_model"]["anonymous"] for kind, one in watched_runs.items()
     }
-    extra = {kind: max(one["peak"] - one["one_model"] for one in found) for kind, found in runs.items()}
+    pages = {
+        kind: one["peak"]["resident"] - one["one_model"]["resident"] for kind, one in watched_runs.items()
+    }
     say(
         f"K = {arguments.sources}, batch {BATCH}, {arguments.threads} threads, {arguments.rounds} rounds of {arguments.steps}"
     )
     for kind in KINDS:
-        by_round = [statistics.median(one["seconds"]) for one in runs[kind]]
+        by_round = [statistics.mean(one["seconds"]) for one in runs[kind]]
         say(
-            f"{kind:10s} {median[kind]:6.2f} s a step ({min(by_round):.2f}–{max(by_round):.2f} by round), "
-            f"{extra[kind] / 1e6:6.0f} MB beyond one model ({extra[kind] / size:.2f} × it)"
+            f"{kind:10s} {mean[kind]:6.2f} s a step ({min(by_round):.2f}–{max(by_round):.2f} by round), "
+            f"{extra[kind] / 1e6:6.0f} MB beyond one model ({extra[kind] / size:.2f} × it), "
+            f"{pages[kind] / 1e6:.0f} MB with mapped files"
         )
 
     def ratios(first: str, second: str) -> str:
         pairs = [
-            statistics.median(a["seconds"]) / statistics.median(b["seconds"])
-            for a, b in zip(runs[first], runs[second], strict=True)
+            sum(a["seconds"]) / sum(b["seconds"]) for a, b in zip(runs[first], runs[second], strict=True)
         ]
         return f"{statistics.median(pairs):.2f} ({min(pairs):.2f}–{max(pairs):.2f})"
 
     say(f"step / plain              {ratios('langmerge', 'plain')}, at most 1.25")
+    say(f"step / plain-math         {ratios('langmerge', 'plain-math')}")
     say(f"step / plain-all          {ratios('langmerge', 'plain-all')}")
     say(f"extra memory / model      {extra['langmerge'] / size:.2f}, at most 1.3")
     say(f"autograd / step, time     {ratios('autograd', 'langmerge')}, at least 2")
@@ -303,7 +322,7 @@ def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]])
 
 
 def compare_gradients(arguments: argparse.Namespace) -> None:
-    ours, other = (run_worker(arguments, kind, gradient=True) for kind in ("langmerge", "autograd"))
+    ours, other = (run_worker(arguments, kind, "--gradient") for kind in ("langmerge", "autograd"))
     order = [other["groups"].index(group) for group in ours["groups"]]
     a, b = np.array(ours["gradient"]), np.array(other["gradient"])[order]
     say(
@@ -328,6 +347,7 @@ def main() -> None:
     parser.add_argument("--job", action="store_true", help="235 steps with 3 sources, from loading on")
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--gradient", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(worker(arguments)))
@@ -344,9 +364,9 @@ def main() -> None:
     compare_gradients(arguments)
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for at in range(arguments.rounds):
-        for kind in (KINDS[at % 4 :] + KINDS[: at % 4])[:: 1 if at % 2 else -1]:
+        for kind in (KINDS[at % 5 :] + KINDS[: at % 5])[:: 1 if at % 2 else -1]:
             runs[kind].append(run_worker(arguments, kind))
-    report(arguments, runs)
+    report(arguments, runs, {kind: run_worker(arguments, kind, "--watch") for kind in KINDS})
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_dot_products_are_those_of_the_task_vectors(
             bounds = tau.abs().flatten(1).sort(dim=1, descending=True).values[:, kept - 1]
             tau = agreed(tau, bounds)
         expected = tau.double().flatten(1) @ g.double().flatten()
-        np.testing.assert_allclose(own.dots(name, g.numpy()), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(own.dots({name: g.numpy()})[name], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_number_of_threads_changes_no_bit(wide_pool: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_number_of_threads_changes_no_bit(wide_pool: Path) -> None:
     for threads in (1, 3):
         own, places = resident(wide_pool, PP, (0.2, 0.3, 0.4), threads=threads)
         g = np.linspace(-1, 1, places[QUERY].size, dtype=np.float32).reshape(places[QUERY].shape)
-        found.append((own.dots(QUERY, g).tobytes(), *(one.tobytes() for one in places.values())))
+        found.append((own.dots({QUERY: g})[QUERY].tobytes(), *(one.tobytes() for one in places.values())))
         own.close()
     assert found[0] == found[1]
 
@@ -103,7 +103,7 @@ def test_only_some_rows_of_the_embeddings_are_held(wide_pool: Path) -> None:
     assert places[WORDS].tobytes() == whole[WORDS].numpy()[rows].tobytes()
     g = np.arange(24, dtype=np.float32).reshape(4, 6)
     expected = (taus(wide_pool, WORDS)[:, rows].double() * torch.from_numpy(g)).sum((1, 2))
-    np.testing.assert_allclose(own.dots(WORDS, g), expected, rtol=1e-12)
+    np.testing.assert_allclose(own.dots({WORDS: g})[WORDS], expected, rtol=1e-12)
 
 
 def test_norms_are_those_of_the_task_vectors(wide_pool: Path) -> None:

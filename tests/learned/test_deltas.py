@@ -35,7 +35,7 @@ def test_lora_gradients_and_weights_are_those_of_the_products(absent: int | None
     own, held, thin, full = lora(absent=absent)
     g = drawn(5, 7, seed=99)
     torch.testing.assert_close(
-        torch.from_numpy(own.dots(NAME, g)), torch.from_numpy(held.dots(NAME, g)), rtol=1e-12, atol=1e-12
+        torch.from_numpy(own.dots({NAME: g})[NAME]), torch.from_numpy(held.dots({NAME: g})[NAME]), rtol=1e-12, atol=1e-12
     )
     torch.testing.assert_close(
         torch.from_numpy(own.norms[NAME]), torch.from_numpy(held.norms[NAME]), rtol=1e-12, atol=1e-12
@@ -50,7 +50,7 @@ def test_held_dots_by_hand() -> None:
     own = HeldDeltas(
         {NAME: torch.zeros(2)}, base, {NAME: torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.0]])}, SOURCES
     )
-    assert own.dots(NAME, torch.tensor([10.0, 100.0])).tolist() == [210.0, -70.0, 0.0]
+    assert own.dots({NAME: torch.tensor([10.0, 100.0])})[NAME].tolist() == [210.0, -70.0, 0.0]
 
 
 def test_task_vectors_may_be_bfloat16() -> None:

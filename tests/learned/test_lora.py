@@ -73,7 +73,7 @@ def test_gradients_are_those_of_the_merged_models_differences(tmp_path: Path) ->
             float(((dict(one.named_parameters())[name] - base[name]).double() * g).sum().detach())
             for one in whole
         ]
-        np.testing.assert_allclose(deltas.dots(name, g), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(deltas.dots({name: g})[name], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_coefficients_of_adapters_are_learned(tmp_path: Path) -> None:

@@ -107,17 +107,20 @@ class ResidentMerge:
             ]
         collect(futures)
 
-    def dots(self, name: str, gradient: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """⟨∂L/∂θ, v_i⟩ of one tensor: the derivative of the loss in each source's coefficient, (sources,).
+    def dots(self, gradients: Mapping[str, Floats]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """⟨∂L/∂θ, v_i⟩ of some tensors: the derivative of the loss in each source's coefficient, (sources,).
+
+        Several at once keep the threads busier than one after the other.
 
         Args:
-            name: of the tensor.
-            gradient: of the loss in it, as it is held.
+            gradients: of the loss in each tensor, as it is held.
         """
-        job = self._jobs[name]
-        flat = np.ascontiguousarray(gradient, dtype=np.float32).reshape(-1)
-        parts = [self._pool.submit(self._dots, job, flat, piece) for piece in job.inputs.pieces()]
-        return np.asarray(np.sum(collect(parts), axis=0), dtype=np.float64)
+        parts: dict[str, list[Future[Any]]] = {}
+        for name, gradient in gradients.items():
+            job = self._jobs[name]
+            flat = np.ascontiguousarray(gradient, dtype=np.float32).reshape(-1)
+            parts[name] = [self._pool.submit(self._dots, job, flat, piece) for piece in job.inputs.pieces()]
+        return {name: np.asarray(np.sum(collect(own), axis=0), np.float64) for name, own in parts.items()}
 
     def close(self) -> None:
         """End the threads."""

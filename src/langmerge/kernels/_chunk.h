@@ -16,6 +16,7 @@
 #define elect NAME(elect)
 #define trim NAME(trim)
 #define agree NAME(agree)
+#define delta_dot NAME(delta_dot)
 #define drop NAME(drop)
 #define rows_of NAME(rows_of)
 #define hash_inputs NAME(hash_inputs)
@@ -430,24 +431,52 @@ INLINE void agree(float *restrict delta, Py_ssize_t sources, Py_ssize_t n)
     }
 }
 
+/* Σ (x − b) g of a block: the difference in float32, as everywhere, products and sums in float64. */
+INLINE double delta_dot(const float *restrict x, const float *restrict b, const double *restrict g, Py_ssize_t n)
+{
+    Doubles sum[PARTS] = {0};
+    double lane[LANES], total = 0;
+    Py_ssize_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int p = 0; p < PARTS; p++) {
+            const Py_ssize_t at = i + p * WIDE;
+            Doubles wide;
+            memcpy(&wide, g + at, sizeof wide);
+            sum[p] += __builtin_convertvector(lanes_at(x + at) - lanes_at(b + at), Doubles) * wide;
+        }
+    memcpy(lane, sum, sizeof lane);
+    for (int k = 0; k < LANES; k++) total += lane[k];
+    for (; i < n; i++) total += (double)(x[i] - b[i]) * g[i];
+    return total;
+}
+
 /* ⟨g, τ_s⟩ of every source; with bounds the τ_s are trimmed and only what agrees is taken. out is (N,) float64. */
 static int NAME(dots_blocks)(Chunk *c, const float *g, double *out)
 {
     const Py_ssize_t N = c->sources;
-    float *delta = calloc((size_t)N * BLOCK, sizeof(float)), base_space[BLOCK], space[BLOCK], row[BLOCK] = {0};
+    float *delta = calloc(c->bounds ? (size_t)N * BLOCK : 1, sizeof(float));
+    float base_space[BLOCK], space[BLOCK], row[BLOCK] = {0};
+    const float zero[BLOCK] = {0};
+    double wide[BLOCK];
     if (!delta) return -1;
     memset(out, 0, sizeof(double) * (size_t)N);
     for (Py_ssize_t start = 0; start < c->entries; start += BLOCK) {
         const Py_ssize_t n = c->entries - start < BLOCK ? c->entries - start : BLOCK;
         const float *base = rows_of(base_space, c->base + start * WIDTH[c->base_dtype], c->base_dtype, n);
+        for (Py_ssize_t i = 0; i < n; i++) wide[i] = (double)g[start + i];
         for (Py_ssize_t s = 0; s < N; s++) {
             const float *x = rows_of(space, c->from[s] + start * WIDTH[c->dtype[s]], c->dtype[s], n);
-            float *restrict own = c->bounds ? row : delta + s * BLOCK;
-            for (Py_ssize_t i = 0; i < n; i++) own[i] = x[i] - base[i];
-            if (c->bounds) trim(delta + s * BLOCK, row, c->bounds[s], n);
+            if (!c->bounds) {
+                out[s] += delta_dot(x, base, wide, n);
+                continue;
+            }
+            for (Py_ssize_t i = 0; i < n; i++) row[i] = x[i] - base[i];
+            trim(delta + s * BLOCK, row, c->bounds[s], n);
         }
-        if (c->bounds) agree(delta, N, n);
-        for (Py_ssize_t s = 0; s < N; s++) out[s] += dot(delta + s * BLOCK, g + start, n);
+        if (c->bounds) {
+            agree(delta, N, n);
+            for (Py_ssize_t s = 0; s < N; s++) out[s] += delta_dot(delta + s * BLOCK, zero, wide, n);
+        }
     }
     c->finite = 1;
     for (Py_ssize_t s = 0; s < N; s++) c->finite &= isfinite(out[s]) != 0;
@@ -554,6 +583,7 @@ static int NAME(select_blocks)(Chunk *c, const int64_t *rank, float *out, uint32
 #undef elect
 #undef trim
 #undef agree
+#undef delta_dot
 #undef drop
 #undef rows_of
 #undef hash_inputs

@@ -21,8 +21,11 @@ from langmerge.learned.groups import Grouping
 from langmerge.learned.objectives import Objective
 from langmerge.learned.settings import Settings
 from langmerge.learned.state import Moment, State
-from langmerge.models import autocast, padded, predict_logits, shuffled_batches
+from langmerge.models import autocast_for_gradients, padded, predict_logits, shuffled_batches
 from langmerge.progress import Progress, silent
+
+WAITING_MOST = 1 << 23
+"""Entries of gradients that wait for the others of their layer: at most 32 MB and one tensor."""
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -120,6 +123,7 @@ class Run:
         self.group_of = {n: at for at, names in enumerate(grouping.tensors) for n in names}
         self.dots = np.zeros(self.start.shape)
         self.reached: set[int] = set()
+        self.waiting: dict[str, torch.Tensor] = {}
         self.orders: dict[tuple[int, int], list[Rows]] = {}
         self.splits = [
             split_rows(len(stream.encoded), share=settings.held_out, seed=settings.seed) for stream in streams
@@ -192,11 +196,19 @@ class Run:
 
         def take(parameter: torch.nn.Parameter) -> None:
             assert parameter.grad is not None
-            self.dots[at] += self.deltas.dots(name, parameter.grad)
+            self.waiting[name] = parameter.grad
             self.reached.add(at)
             parameter.grad = None
+            if sum(one.numel() for one in self.waiting.values()) >= WAITING_MOST:
+                self._take_waiting()
 
         return take
+
+    def _take_waiting(self) -> None:
+        """Multiply the gradients that have come with the task vectors, and free them."""
+        for name, products in self.deltas.dots(self.waiting).items():
+            self.dots[self.group_of[name]] += products
+        self.waiting.clear()
 
     # ---- one step
 
@@ -238,7 +250,7 @@ class Run:
         ids, mask = padded(
             [stream.encoded[row] for row in rows], pad_id=stream.model.config.pad_token_id or 0
         )
-        with autocast(device, self.settings.bf16):
+        with autocast_for_gradients(device, self.settings.bf16):
             logits = stream.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         # In float64 where the model is; bfloat16 logits would lose what the objective is about.
         loss = stream.objective(logits if logits.dtype == torch.float64 else logits.float(), rows)
@@ -250,6 +262,7 @@ class Run:
         value = float(loss.detach())
         if math.isfinite(value):
             torch.autograd.backward(loss)
+            self._take_waiting()
         return value
 
     def batch(self, at: int) -> Rows:

@@ -39,8 +39,8 @@ class Deltas(Protocol):
     def fill(self, weights: Mapping[str, Sequence[float]]) -> None:
         """Put θ_0 + Σ λ_k τ_k into the model, for these tensors."""
 
-    def dots(self, tensor: str, gradient: Tensor) -> Numbers:
-        """⟨gradient, τ_k⟩ of every source, (K,)."""
+    def dots(self, gradients: Mapping[str, Tensor]) -> dict[str, Numbers]:
+        """⟨gradient, τ_k⟩ of every source, (K,), by tensor."""
 
 
 class MappedDeltas:
@@ -59,9 +59,9 @@ class MappedDeltas:
         """See `Deltas`."""
         self._merge.fill(weights)
 
-    def dots(self, tensor: str, gradient: Tensor) -> Numbers:
+    def dots(self, gradients: Mapping[str, Tensor]) -> dict[str, Numbers]:
         """See `Deltas`."""
-        return self._merge.dots(tensor, gradient.detach().numpy())
+        return self._merge.dots({name: one.detach().numpy() for name, one in gradients.items()})
 
 
 class HeldDeltas:
@@ -112,11 +112,13 @@ class HeldDeltas:
                 parameter.add_(one.to(parameter), alpha=float(weight))
 
     @torch.no_grad()
-    def dots(self, tensor: str, gradient: Tensor) -> Numbers:
+    def dots(self, gradients: Mapping[str, Tensor]) -> dict[str, Numbers]:
         """See `Deltas`."""
+        return {name: self._dots(name, one.detach().double().flatten()) for name, one in gradients.items()}
+
+    def _dots(self, tensor: str, gradient: Tensor) -> Numbers:
         _, _, tau = self._all[tensor]
-        wide = gradient.detach().double().flatten()
-        return np.array([float(one.double().flatten() @ wide) for one in tau])
+        return np.array([float(one.double().flatten() @ gradient) for one in tau])
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,11 @@ class LoraDeltas:
             self._parameters[name].copy_(torch.addmm(self._base[name], left, right))
 
     @torch.no_grad()
-    def dots(self, tensor: str, gradient: Tensor) -> Numbers:
+    def dots(self, gradients: Mapping[str, Tensor]) -> dict[str, Numbers]:
         """See `Deltas`."""
-        wide = gradient.detach()
+        return {name: self._dots(name, one.detach()) for name, one in gradients.items()}
+
+    def _dots(self, tensor: str, wide: Tensor) -> Numbers:
         return np.array(
             [
                 one.scale * float(((one.b.to(wide).T @ wide).double() * one.a.double()).sum()) if one else 0.0

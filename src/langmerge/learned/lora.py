@@ -46,9 +46,9 @@ class JoinedDeltas:
         for name, row in weights.items():
             self._part[name].fill({name: row})
 
-    def dots(self, tensor: str, gradient: Tensor) -> Numbers:
+    def dots(self, gradients: Mapping[str, Tensor]) -> dict[str, Numbers]:
         """See `Deltas`."""
-        return self._part[tensor].dots(tensor, gradient)
+        return {name: self._part[name].dots({name: one})[name] for name, one in gradients.items()}
 
 
 def lora_deltas(model: Any, adapters: Mapping[str, Path]) -> JoinedDeltas:

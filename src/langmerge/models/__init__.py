@@ -16,7 +16,7 @@ from langmerge.models.adapted import (
 )
 from langmerge.models.classifier import load_classifier, load_tokenizer, new_classifier, save_classifier
 from langmerge.models.compact import cut_embeddings, renumbered, used_rows
-from langmerge.models.devices import autocast, best_device, has_fast_bf16
+from langmerge.models.devices import autocast, autocast_for_gradients, best_device, has_fast_bf16
 from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
 from langmerge.models.encoding import MAX_LENGTH, encode, length_bucketed, padded, shuffled_batches
 from langmerge.models.pooling import add_mean_pooling, pooling_parameters
@@ -29,6 +29,7 @@ __all__ = [
     "adapter_base",
     "add_mean_pooling",
     "autocast",
+    "autocast_for_gradients",
     "best_device",
     "build_e5_small",
     "cut_embeddings",

@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from langmerge.errors import TrainingError
-from langmerge.models.devices import autocast
+from langmerge.models.devices import autocast_for_gradients
 from langmerge.models.encoding import padded, shuffled_batches
 from langmerge.models.pooling import pooling_parameters
 
@@ -154,7 +154,7 @@ def run_epoch(
     for rows in islice(batches, steps, None):
         ids, mask = padded([encoded[row] for row in rows], pad_id=model.config.pad_token_id or 0)
         target = torch.from_numpy(np.asarray(targets)[rows]).to(device)
-        with autocast(device, bf16):
+        with autocast_for_gradients(device, bf16):
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         loss = temperature**2 * torch.nn.functional.cross_entropy(logits.float() / temperature, target)
         value = float(loss.detach())
