@@ -19,15 +19,20 @@ from typing import Any
 import numpy as np
 
 from langmerge.adapting import Problem, adapt
+from langmerge.checkpoint import folder_signature
 from langmerge.coefficients import Coefficients
-from langmerge.engine import make_plan, recipe_payload
+from langmerge.engine import make_plan, merge, recipe_payload
 from langmerge.evaluate import PoolEvaluator
 from langmerge.learned.settings import settings_of
+from langmerge.measuring import Measurement, measure_fishers, measure_grams
+from langmerge.models import load_classifier
 from langmerge.pool import Pool
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, kept_logits, load_logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
 from langmerge.tasks import load_task, task_text
+from langmerge.training.refine import Refinement
+from langmerge.training.refined import refine_folder
 
 SOURCES = [
     "en-US",
@@ -140,6 +145,40 @@ class Bench:
         own = signature(recipe_payload(plan))
         return self.evaluator.logits(lambda: self.resident.filled(plan, own), own, cell.target, split)
 
+    def measured(self, cell: Cell, name: str) -> Recipe:
+        """A merge by statistics, which are made once for each set of sources."""
+        method, parameters, head = STATISTICS[name]
+        start, kind = self.start(cell), "fisher" if method == "fisher" else "grams"
+        folder = self.out / cell.name / kind
+        rows = FISHER_ROWS if kind == "fisher" else STATISTICS_ROWS
+        wanted = Measurement(start, cell.target, text="target", rows=rows)
+        make = measure_fishers if kind == "fisher" else measure_grams
+        files = dict(make(self.pool, self.evaluator.task, wanted, folder).files)
+        return self.recipe(cell, method, parameters, start, head=head, statistics=files)
+
+    def refined(self, cell: Cell, name: str) -> dict[str, Logits]:
+        """Two rounds of self-distillation of another variant's model."""
+        folder = self.out / cell.name / "models"
+        teacher = REFINED[name]
+        if teacher == "best":
+            model = self.pool.expert(self.ranked(cell.target)[0])
+        else:
+            model = folder / teacher
+            if not model.exists():
+                merge(self.by_name(cell, teacher), model)
+        text = task_text(self.evaluator.task, cell.target, limit=REFINE_ROWS)
+        out = refine_folder(
+            model, text, folder / name.replace("/", "."), refinement=Refinement(rounds=2)
+        ).folder
+        classifier, own = load_classifier(out), folder_signature(out)
+        return {s: self.evaluator.logits(lambda: classifier, own, cell.target, s) for s in SPLITS}
+
+    def by_name(self, cell: Cell, name: str) -> Recipe:
+        """A merge that is one recipe."""
+        if name in DIRECT:
+            return self.recipe(cell, *DIRECT[name], self.start(cell))
+        return self.measured(cell, name) if name in STATISTICS else self.learned(cell, name)
+
     def learned(self, cell: Cell, name: str) -> Recipe:
         settings = settings_of("safe", **{**LEARN, **LEARNED[name]})
         text = task_text(self.evaluator.task, cell.target, limit=TEXT_ROWS)
@@ -150,12 +189,16 @@ class Bench:
         return self.recipe(cell, found.provenance["method"], found.provenance["parameters"], found)
 
 
+def settings_of_variant(name: str) -> list[Any]:
+    """What decides a variant's numbers besides models and text."""
+    return [LEARN, LEARNED.get(name), DIRECT.get(name), STATISTICS.get(name), REFINED.get(name)]
+
+
 def logits_of(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
     """A variant's logits by split, kept."""
     files = {s: bench.out / cell.name / f"{name.replace('/', '.')}.{s}.safetensors" for s in SPLITS}
     own = {
-        s: signature([cell.name, name, s, bench.evaluator.limits, LEARN, LEARNED.get(name), DIRECT.get(name)])
-        for s in SPLITS
+        s: signature([cell.name, name, s, bench.evaluator.limits, *settings_of_variant(name)]) for s in SPLITS
     }
     found = {s: load_logits(files[s], own[s]) for s in SPLITS}
     if all(one is not None for one in found.values()):
@@ -179,10 +222,9 @@ def _computed(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
             s: Logits("", own[0].ids, own[0].labels, kept_logits(soft_vote(own)))
             for s, own in members.items()
         }
-    if name in DIRECT:
-        recipe = bench.recipe(cell, *DIRECT[name], bench.start(cell))
-    else:
-        recipe = bench.learned(cell, name)
+    if name in REFINED:
+        return bench.refined(cell, name)
+    recipe = bench.by_name(cell, name)
     return {s: bench.merged(cell, recipe, s) for s in SPLITS}
 
 
@@ -193,7 +235,23 @@ def cells(given: argparse.Namespace) -> Iterator[Cell]:
         yield Cell(pool, target, mode, k)
 
 
-VARIANTS = ("best", "vote", "self", *DIRECT, *LEARNED)
+STATISTICS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "fisher": ("fisher", {}, "merge"),
+    "regmean": ("regmean", {}, "regmean"),
+    "wudi+head": ("wudi", {}, "regmean"),
+    "gram0.15+head": ("gram", {"mix": 0.15}, "regmean"),
+    "gram0.3+head": ("gram", {"mix": 0.3}, "regmean"),
+}
+"""Method, parameters, and what becomes of the head; Grams of the target's text through each source, Fishers of it too."""
+REFINED = {
+    "refine/best": "best",
+    "refine/linear": "linear",
+    "refine/wudi": "wudi",
+    "refine/wudi+head": "wudi+head",
+}
+"""Two rounds of self-distillation of these."""
+REFINE_ROWS, STATISTICS_ROWS, FISHER_ROWS = 3_072, 256, 64
+VARIANTS = ("best", "vote", "self", *DIRECT, *LEARNED, *STATISTICS, *REFINED)
 
 
 def run(given: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ EVERY_METHOD: dict[str, dict[str, Any]] = {
     "della_linear": {"density": 0.9, "epsilon": 0.05},
     "della_ties": {"density": 0.9, "epsilon": 0.05},
     "directional_consensus": {"alpha": 0.5},
+    "gram": {"mix": 0.0},
     "iso_c": {},
     "iso_cts": {},
     "karcher": {},
@@ -68,10 +69,12 @@ EVERY_METHOD: dict[str, dict[str, Any]] = {
 
 OTHERS = {
     "arcee_fusion": "one source",
+    "fisher": "reads statistics: tests/engine/test_statistics.py",
     "layer_swap": "a layer has one source, or the plain mean",
     "model_stock": "random deltas share no direction: the base stays",
     "nearswap": "one source",
     "passthrough": "one source",
+    "regmean": "reads statistics: tests/engine/test_statistics.py",
 }
 """The others, and why."""
 
