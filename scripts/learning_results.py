@@ -169,7 +169,7 @@ class Bench:
         text = task_text(self.evaluator.task, cell.target, limit=REFINE_ROWS)
         out = refine_folder(
             model, text, folder / name.replace("/", "."), refinement=Refinement(rounds=2)
-        ).folder
+        ).out
         classifier, own = load_classifier(out), folder_signature(out)
         return {s: self.evaluator.logits(lambda: classifier, own, cell.target, s) for s in SPLITS}
 
