@@ -173,6 +173,7 @@ def _learn(
     as_json: bool,
 ) -> None:
     from langmerge.adapting import adapt
+    from langmerge.learned.steps import peak_memory
 
     decision = None if hybrid is None else _decided(evaluator, problem, hybrid)
     if decision is not None and not decision.learns:
@@ -201,11 +202,14 @@ def _learn(
         "beside": made.beside,
         "decision": None if decision is None else _recorded(decision),
         "signature": file.provenance["signature"],
+        "peak_memory": peak_memory(),
     }
     show(as_json, payload, lambda: _tell_people(made, decision, out, html))
 
 
 def _tell_people(made: "Adapted", decision: "Decision | None", out: Path, html: Path | None) -> None:
+    from langmerge.learned.steps import peak_memory
+
     file, learned = made.coefficients, made.learned
     sources = file.sources
     means = [
@@ -233,6 +237,7 @@ def _tell_people(made: "Adapted", decision: "Decision | None", out: Path, html: 
     if made.beside:
         print_beside(made.beside)
     say(f"written to {out}; merge with: langmerge merge OUT --pool POOL --coefficients {out}")
+    say(f"peak memory {peak_memory() / 1e9:.2f} GB, mapped files and libraries included")
     if html is not None:
         say(f"curves: {html}")
 
