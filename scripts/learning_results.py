@@ -2,6 +2,7 @@
 
     python scripts/learning_results.py run  OUT POOL [POOL…] --targets sq-AL,sw-KE,cy-GB,vi-VN [--only GLOB]
     python scripts/learning_results.py table OUT POOL [POOL…] --targets … [--against best]
+    python scripts/learning_results.py rank  OUT POOL [POOL…] --targets …     label-free scores as judges of what is kept
 
 A pool a training seed. Sources are chosen by dev accuracy (`--dev` rows), coefficients are learned on the target's train text
 without labels, test (`--test` rows, drawn by id) is predicted once. What is done is kept below OUT and not done again, so
@@ -11,7 +12,7 @@ that a run can be stopped at any time, and several processes can share the work 
 import argparse
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from langmerge.pool import Pool
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, kept_logits, load_logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
+from langmerge.selection.judging import spearman
 from langmerge.tasks import load_task, task_text
 from langmerge.training.refine import Refinement
 from langmerge.training.refined import refine_folder
@@ -128,11 +130,19 @@ class Bench:
         )
 
     def recipe(
-        self, cell: Cell, method: str, parameters: dict[str, Any], numbers: Coefficients, **more: Any
+        self,
+        cell: Cell,
+        method: str,
+        parameters: dict[str, Any],
+        numbers: Coefficients,
+        *,
+        extra: Mapping[str, Path] | None = None,
+        **more: Any,
     ) -> Recipe:
+        also = extra or {}
         return Recipe(
             base=self.pool.base_folder,
-            sources={s: self.pool.expert(s) for s in numbers.sources},
+            sources={s: also[s] if s in also else self.pool.expert(s) for s in numbers.sources},
             method=method,
             parameters=parameters,
             coefficients=numbers,
@@ -163,15 +173,18 @@ class Bench:
         if teacher == "best":
             model = self.pool.expert(self.ranked(cell.target)[0])
         else:
-            model = folder / teacher
-            if not model.exists():
-                merge(self.by_name(cell, teacher), model)
+            model = self.written(cell, teacher)
         text = task_text(self.evaluator.task, cell.target, limit=REFINE_ROWS)
-        out = refine_folder(
-            model, text, folder / name.replace("/", "."), refinement=Refinement(rounds=2)
-        ).out
+        out = refine_folder(model, text, folder / name.replace("/", "."), refinement=Refinement(rounds=2)).out
         classifier, own = load_classifier(out), folder_signature(out)
         return {s: self.evaluator.logits(lambda: classifier, own, cell.target, s) for s in SPLITS}
+
+    def written(self, cell: Cell, name: str) -> Path:
+        """A merge as a folder."""
+        model = self.out / cell.name / "models" / name
+        if not model.exists():
+            merge(self.by_name(cell, name), model)
+        return model
 
     def by_name(self, cell: Cell, name: str) -> Recipe:
         """A merge that is one recipe."""
@@ -180,18 +193,34 @@ class Bench:
         return self.measured(cell, name) if name in STATISTICS else self.learned(cell, name)
 
     def learned(self, cell: Cell, name: str) -> Recipe:
-        settings = settings_of("safe", **{**LEARN, **LEARNED[name]})
+        start, extra = self.start(cell), {}
+        settings = settings_of("safe", **{**LEARN, **(LEARNED.get(name) or ON_TOP[name])})
+        if name in ON_TOP:
+            extra = {"merged": self.written(cell, name.partition("/")[0])}
+            row = {"merged": 1.0, **dict.fromkeys(start.sources, 0.0)}
+            start = Coefficients(target=cell.target, values={"model": row})
+            settings = settings.model_copy(update={"low": -0.5, "high": 1.5})
         text = task_text(self.evaluator.task, cell.target, limit=TEXT_ROWS)
-        found = adapt(self.evaluator, Problem(self.start(cell), cell.target, text, settings)).coefficients
+        problem = Problem(start, cell.target, text, settings, extra=extra)
+        found = adapt(self.evaluator, problem).coefficients
         file = self.out / cell.name / f"{name.replace('/', '.')}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         found.save(file)
-        return self.recipe(cell, found.provenance["method"], found.provenance["parameters"], found)
+        return self.recipe(
+            cell, found.provenance["method"], found.provenance["parameters"], found, extra=extra
+        )
 
 
 def settings_of_variant(name: str) -> list[Any]:
     """What decides a variant's numbers besides models and text."""
-    return [LEARN, LEARNED.get(name), DIRECT.get(name), STATISTICS.get(name), REFINED.get(name)]
+    return [
+        LEARN,
+        LEARNED.get(name),
+        DIRECT.get(name),
+        STATISTICS.get(name),
+        ON_TOP.get(name),
+        REFINED.get(name),
+    ]
 
 
 def logits_of(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
@@ -243,6 +272,11 @@ STATISTICS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gram0.3+head": ("gram", {"mix": 0.3}, "regmean"),
 }
 """Method, parameters, and what becomes of the head; Grams of the target's text through each source, Fishers of it too."""
+ON_TOP = {
+    "wudi+head/teacher": {"groups": "block", "objective": "teacher"},
+    "wudi+head/infomax": {"groups": "block", "objective": "infomax", "batch_size": 64},
+}
+"""Coefficients per block of a wudi merge with its head by RegMean (from 1) and of its sources (from 0), in [-0.5, 1.5]."""
 REFINED = {
     "refine/best": "best",
     "refine/linear": "linear",
@@ -251,7 +285,7 @@ REFINED = {
 }
 """Two rounds of self-distillation of these."""
 REFINE_ROWS, STATISTICS_ROWS, FISHER_ROWS = 3_072, 256, 64
-VARIANTS = ("best", "vote", "self", *DIRECT, *LEARNED, *STATISTICS, *REFINED)
+VARIANTS = ("best", "vote", "self", *DIRECT, *LEARNED, *STATISTICS, *ON_TOP, *REFINED)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -318,11 +352,55 @@ def gain_interval(differences: dict[Cell, np.ndarray], draws: int = 2_000) -> tu
     return point, float(low), float(high)
 
 
+def label_free(values: np.ndarray, vote: np.ndarray) -> dict[str, float]:
+    """Scores of a model's logits that need no label; the larger, the better. `vote`: the sources' mean probabilities.
+
+    Source: nuclear norm: Deng et al. 2023, Confidence and dispersity speak. The others: METHODS' objectives, signs turned.
+    """
+    p = np.exp(values - values.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    mean = p.mean(0)
+    entropy = -(p * np.log(p + 1e-12)).sum(1).mean()
+    spread = -(mean * np.log(mean + 1e-12)).sum()
+    return {
+        "entropy": -entropy,
+        "infomax": spread - entropy,
+        "spread": spread,
+        "teacher": (vote * np.log(p + 1e-12)).sum(1).mean(),
+        "agreement": float((p.argmax(1) == vote.argmax(1)).mean()),
+        "nuclear norm": float(np.linalg.svd(p, compute_uv=False).sum() / np.sqrt(len(p) * p.shape[1])),
+    }
+
+
+def rank(given: argparse.Namespace) -> None:
+    """Spearman of each score with dev accuracy over the merges of a cell, and what picking its first costs on dev."""
+    benches = {pool: Bench(pool, given.out, given.dev, given.test) for pool in given.pools}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for cell in cells(given):
+        bench = benches[cell.pool]
+        names = [n for n in VARIANTS if n not in ("self", "vote") and _done(given, cell, n)]
+        if cell.mode != "Exc" or len(names) < 5 or not _done(given, cell, "vote"):
+            continue
+        vote = np.exp(logits_of(bench, cell, "vote")["dev"].values)
+        vote /= vote.sum(1, keepdims=True)
+        own = {n: logits_of(bench, cell, n)["dev"] for n in names}
+        truth = np.array([100 * own[n].correct.mean() for n in names])
+        scores = {n: label_free(own[n].values, vote) for n in names}
+        for score in scores[names[0]]:
+            column = np.array([scores[n][score] for n in names])
+            regret = float(truth.max() - truth[column.argmax()])
+            found.setdefault(score, []).append((spearman(truth.tolist(), column.tolist()), regret))
+    print("| score | Spearman ρ with dev accuracy | regret of its first, points | cells |\n|---|---|---|---|")
+    for score, pairs in found.items():
+        rho, regret = np.mean(pairs, axis=0)
+        print(f"| {score} | {rho:.2f} | {regret:.1f} | {len(pairs)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands: dict[str, Callable[[argparse.Namespace], None]] = {"run": run, "table": table}
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {"run": run, "table": table, "rank": rank}
     parser.add_argument("command", choices=commands)
     parser.add_argument("out", type=Path)
     parser.add_argument("pools", type=Path, nargs="+")

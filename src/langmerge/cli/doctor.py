@@ -21,6 +21,8 @@ PACKAGES = {
     "datasets": "hub",
     "lang2vec": "typology",
     "ray": "ray",
+    "peft": "adapters",
+    "cma": "search",
 }
 
 
