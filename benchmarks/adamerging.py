@@ -137,12 +137,12 @@ class Autograd:
             for name, one in self.base.items()
         }
         loss_of(self.model, batch, merged, bf16).backward()
-        return np.array(self.free.grad)
+        return self.free.grad.numpy().copy()
 
     def step(self, batch: list[list[int]], bf16: bool | None) -> None:
         self.gradient(batch, bf16)
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        self.free.grad = None
 
 
 class Ours:
