@@ -1,6 +1,7 @@
 """AdaMerging on a pool: sources, a start and text without labels in; a coefficients file out, and what it did."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,10 @@ class Resident:
         self.fixed = tuple(name for name in self.merge.norms if written[name].treatment == "mean")
         """Tensors whose mean depends on the coefficients, but not linearly."""
 
+    def close(self) -> None:
+        """End the threads."""
+        self.merge.close()
+
     def _held(self, device: torch.device) -> HeldDeltas:
         """Task vectors on the device: the gradient's stretches are larger there than what reading them costs."""
         n = len(self.merge.sources)
@@ -169,41 +174,44 @@ def adapt(
     plan = make_plan(_recipe(evaluator, problem, start))
     encoded = encode(evaluator.tokenizer, problem.text.texts)
     dev = evaluator.rows(problem.target, "dev") if beside else None
-    resident = Resident(plan, [encoded, dev.encoded if dev else []])
-    groups = grouping(
-        resident.deltas.tensors,
-        start,
-        kind=settings.groups,
-        sources=resident.deltas.sources,
-        freeze=frozenset(settings.freeze),
-        fixed=resident.fixed,
-    )
     soft, teachers = _soft(evaluator, problem, progress) if objective is None else (None, [])
-    run = signature(
-        {
-            "merge": recipe_payload(plan),
-            "text": problem.text.signature,
-            "teachers": teachers,
-            "settings": settings.model_dump(mode="json"),
-            "bf16": has_fast_bf16(next(resident.model.parameters()).device),
-        }
-    )
+    run = _run_signature(plan, problem, teachers)
     wanted = objective or Composed(
         terms_of(settings.objective),
         soft=soft,
         temperature=settings.temperature,
         confident=settings.confident,
     )
-    stream = TextStream(resident.model, resident.encoded[0], wanted, problem.target)
-    found = learn(resident.deltas, groups, [stream], settings, run=run, state=state, progress=progress)
-    made = groups.coefficients(
-        found.values,
-        target=problem.target,
-        provenance=_provenance(evaluator, problem, found, run, teachers, custom=objective is not None)
-        | {"sources": list(groups.sources), "groups": list(groups.groups)},
+    with closing(Resident(plan, [encoded, dev.encoded if dev else []])) as resident:
+        groups = grouping(
+            resident.deltas.tensors,
+            start,
+            kind=settings.groups,
+            sources=resident.deltas.sources,
+            freeze=frozenset(settings.freeze),
+            fixed=resident.fixed,
+        )
+        stream = TextStream(resident.model, resident.encoded[0], wanted, problem.target)
+        found = learn(resident.deltas, groups, [stream], settings, run=run, state=state, progress=progress)
+        table = [] if dev is None else _beside(evaluator, problem, resident, groups, found)
+    provenance = _provenance(evaluator, problem, found, run, teachers, custom=objective is not None)
+    provenance |= {"sources": list(groups.sources), "groups": list(groups.groups)}
+    return Adapted(
+        groups.coefficients(found.values, target=problem.target, provenance=provenance), found, table
     )
-    table = [] if dev is None else _beside(evaluator, problem, resident, groups, found)
-    return Adapted(made, found, table)
+
+
+def _run_signature(plan: Plan, problem: Problem, teachers: Sequence[str]) -> str:
+    """Of what decides the result: a state of another run is refused by it."""
+    return signature(
+        {
+            "merge": recipe_payload(plan),
+            "text": problem.text.signature,
+            "teachers": list(teachers),
+            "settings": problem.settings.model_dump(mode="json"),
+            "bf16": has_fast_bf16(best_device()),
+        }
+    )
 
 
 def _recipe(evaluator: PoolEvaluator, problem: Problem, start: Coefficients) -> Recipe:
