@@ -35,7 +35,10 @@ def test_lora_gradients_and_weights_are_those_of_the_products(absent: int | None
     own, held, thin, full = lora(absent=absent)
     g = drawn(5, 7, seed=99)
     torch.testing.assert_close(
-        torch.from_numpy(own.dots({NAME: g})[NAME]), torch.from_numpy(held.dots({NAME: g})[NAME]), rtol=1e-12, atol=1e-12
+        torch.from_numpy(own.dots({NAME: g})[NAME]),
+        torch.from_numpy(held.dots({NAME: g})[NAME]),
+        rtol=1e-12,
+        atol=1e-12,
     )
     torch.testing.assert_close(
         torch.from_numpy(own.norms[NAME]), torch.from_numpy(held.norms[NAME]), rtol=1e-12, atol=1e-12

@@ -16,9 +16,11 @@ Check = Callable[[], None]
 def whole_steps() -> Iterator[Check]:
     """Ctrl-C takes effect where the work calls the yielded function, so that no step is left half done; a second one at once.
 
-    In any other thread than the main one (to which alone Python sends interrupts) nothing changes.
+    In any other thread than the main one (to which alone Python sends interrupts) nothing changes, nor where interrupts are
+    ignored, as in a job that a shell has put into the background.
     """
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     asked: list[int] = []
