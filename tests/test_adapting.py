@@ -76,8 +76,8 @@ def test_merging_with_the_file_gives_the_adapted_model_bit_for_bit(
     out = merge(recipe_of(pool, Coefficients.load(tmp_path / "c.json")), tmp_path / "out")
     written, held = load_file(out / "model.safetensors"), dict(left[0].model.state_dict())
     embeddings = "roberta.embeddings.word_embeddings.weight"
-    rows = held.pop(embeddings).shape[0]
-    assert rows < written[embeddings].shape[0] or rows == 15
+    # Its rows are those that the text uses: compared by the predictions below.
+    held.pop(embeddings)
     assert len(held) > 30
     assert found.learned.values.std() > 0
     for name, one in held.items():

@@ -174,14 +174,6 @@ def adapt(
     plan = make_plan(_recipe(evaluator, problem, start))
     encoded = encode(evaluator.tokenizer, problem.text.texts)
     dev = evaluator.rows(problem.target, "dev") if beside else None
-    soft, teachers = _soft(evaluator, problem, progress) if objective is None else (None, [])
-    run = _run_signature(plan, problem, teachers)
-    wanted = objective or Composed(
-        terms_of(settings.objective),
-        soft=soft,
-        temperature=settings.temperature,
-        confident=settings.confident,
-    )
     with closing(Resident(plan, [encoded, dev.encoded if dev else []])) as resident:
         groups = grouping(
             resident.deltas.tensors,
@@ -190,6 +182,16 @@ def adapt(
             sources=resident.deltas.sources,
             freeze=frozenset(settings.freeze),
             fixed=resident.fixed,
+        )
+        # What is wrong with the start is said before the teachers have read a line.
+        settings.limits.free(torch.from_numpy(groups.initial()))
+        soft, teachers = _soft(evaluator, problem, progress) if objective is None else (None, [])
+        run = _run_signature(plan, problem, teachers)
+        wanted = objective or Composed(
+            terms_of(settings.objective),
+            soft=soft,
+            temperature=settings.temperature,
+            confident=settings.confident,
         )
         stream = TextStream(resident.model, resident.encoded[0], wanted, problem.target)
         found = learn(resident.deltas, groups, [stream], settings, run=run, state=state, progress=progress)
@@ -254,7 +256,7 @@ def _provenance(
         },
         "teachers": list(problem.teachers) if teachers else [],
         "extra": {name: str(folder.absolute()) for name, folder in problem.extra.items()},
-        "pool": evaluator.pool.task,
+        "task": evaluator.pool.task,
         "diagnostics": found.diagnostics,
         "history": [asdict(one) for one in found.history],
     }  # fmt: skip

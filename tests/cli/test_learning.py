@@ -130,6 +130,7 @@ def test_transductive_text_is_said_and_recorded(run: Run, pool: Pool, tmp_path: 
         (("--preset", "fast"), "preset"),
         (("--lr", "0"), "lr"),
         (("--low", "1", "--high", "0"), "bounds"),
+        (("--freeze", "heads"), "'heads' is no part"),
         (("--init", "3"), "outside the bounds"),
         (("--teacher", "xx-XX"), "no expert for 'xx-XX'"),
         (("--text", "nowhere.txt"), "nowhere.txt"),

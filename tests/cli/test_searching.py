@@ -83,6 +83,7 @@ def test_soup(run: Run, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     line = ["learn", "soup", pool.root, "--target", TARGET, "-k", "all", "-o", file]
     found = document(run, *line)
     trace = found["provenance"]["trace"]
+    assert (found["provenance"]["method"], found["provenance"]["parameters"]) == ("linear", {})
     evaluator = PoolEvaluator(pool, load_task(pool.task))
     alone = {s: float(evaluator.cell(s, TARGET, "dev").correct.mean()) for s in ("de-DE", "en-US", "fr-FR")}
     assert {one["source"]: one["accuracy"] for one in trace} == pytest.approx(alone)
@@ -122,6 +123,7 @@ def test_search(
         ["model"] if groups == "model" else ["head", "embeddings", "block:0", "block:1"]
     )
     assert said["score"] == max(said["scores"]) >= said["start_score"]
+    assert (said["method"], said["parameters"]) == (method, {})
     logits = merged_dev(run, pool, file, method, limit=20)
     right = (
         float(logits.correct.mean())

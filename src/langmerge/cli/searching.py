@@ -89,7 +89,7 @@ def soup(
     cells = {source: evaluator.cell(source, start.target, "dev") for source in start.sources}
     alone = {source: accuracy(cell.labels, cell.predictions) for source, cell in cells.items()}
     found = greedy_soup(alone, scorer.accuracy, target=start.target, progress=bars)
-    found = _said(found, start, scored=scorer.about(start))
+    found = _said(found, start, method="linear", parameters={}, scored=scorer.about(start))
     found.save(out)
 
     def people() -> None:
@@ -105,7 +105,7 @@ def soup(
         print_table(
             f"greedy soup for {target} on dev", ["source", "alone %", "soup with it %", "decision"], rows
         )
-        say(f"coefficients written to {out}; merge them with --method linear")
+        say(f"coefficients written to {out}, for a linear merge")
 
     show(as_json, found, people)
 
@@ -160,7 +160,9 @@ def search(
         journal=out.with_name(f"{out.name}.journal"),
         progress=bars,
     )
-    found = result.best
+    # Where merge --coefficients looks for the method.
+    by_method = {**result.best.provenance, "method": scorer.method, "parameters": scorer.parameters}
+    found = result.best.model_copy(update={"provenance": by_method})
     found.save(out)
     show(as_json, found, lambda: _people(result, objective, scorer, out))
 

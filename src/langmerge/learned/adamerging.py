@@ -83,7 +83,7 @@ def learn(
         grouping: which tensors share a coefficient, and the start.
         streams: one or more.
         settings: see there.
-        run: signature of what decides the result, besides these arguments' code.
+        run: signature of what decides the result: a state with another is refused.
         state: file that is kept while it goes on: written at every look and when the run ends early, whatever ends it;
             an existing one of the same run is gone on from. It stays when the run is over.
         progress: told of steps.

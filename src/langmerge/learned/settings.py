@@ -1,13 +1,16 @@
 """How coefficients are learned, and the presets."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from langmerge.coefficients import first_fault
 from langmerge.errors import InputError
 from langmerge.learned.bounds import Bounds
 from langmerge.learned.objectives import terms_of
+
+_PART = re.compile(r"head|embeddings|other|block:\d+")
 
 
 class Settings(BaseModel):
@@ -65,6 +68,22 @@ class Settings(BaseModel):
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @field_validator("freeze")
+    @classmethod
+    def _parts_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            if not _PART.fullmatch(part):
+                raise ValueError(f"{part!r} is no part: it must be head, embeddings, other or block:<n>")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        try:
+            self.limits  # noqa: B018
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @property
     def limits(self) -> Bounds:
