@@ -12,6 +12,7 @@ that a run can be stopped at any time, and several processes can share the work 
 import argparse
 import fnmatch
 import itertools
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,15 @@ from langmerge.engine import make_plan, merge, recipe_payload
 from langmerge.evaluate import PoolEvaluator
 from langmerge.learned.settings import settings_of
 from langmerge.measuring import Measurement, measure_fishers, measure_grams
-from langmerge.models import load_classifier
+from langmerge.models import encode, load_classifier, predict_logits
 from langmerge.pool import Pool
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, kept_logits, load_logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
 from langmerge.selection.judging import spearman
-from langmerge.tasks import load_task, task_text
-from langmerge.training.refine import Refinement
-from langmerge.training.refined import refine_folder
+from langmerge.tasks import label_shares, load_task, task_text
+from langmerge.training import Refinement, refine_folder
+from langmerge.training.alignment import aligning_bias, ordered_prior
 
 SOURCES = [
     "en-US",
@@ -53,10 +54,10 @@ SOURCES = [
     "zh-CN",
 ]
 SPLITS = ("dev", "test")
-TEXT_ROWS = 2_048
+TEXT_ROWS, REFINE_ROWS, STATISTICS_ROWS, FISHER_ROWS = 2_048, 3_072, 256, 24
 
 LEARN: dict[str, Any] = {
-    "steps": 120, "batch_size": 32, "lr": 5e-3, "check_every": 20, "anchor": 0.0, "held_out": 0.0, "freeze": ("head",),
+    "steps": 60, "batch_size": 32, "lr": 5e-3, "check_every": 20, "anchor": 0.0, "held_out": 0.0, "freeze": ("head",),
 }  # fmt: skip
 LEARNED: dict[str, dict[str, Any]] = {
     "entropy/task": {"groups": "model", "objective": "entropy"},
@@ -169,15 +170,44 @@ class Bench:
     def refined(self, cell: Cell, name: str) -> dict[str, Logits]:
         """Two rounds of self-distillation of another variant's model."""
         folder = self.out / cell.name / "models"
-        teacher = REFINED[name]
-        if teacher == "best":
-            model = self.pool.expert(self.ranked(cell.target)[0])
-        else:
-            model = self.written(cell, teacher)
+        teacher, prior = REFINED[name]
+        model = self.pool.expert(self.reference(cell)) if teacher == "best" else self.written(cell, teacher)
         text = task_text(self.evaluator.task, cell.target, limit=REFINE_ROWS)
-        out = refine_folder(model, text, folder / name.replace("/", "."), refinement=Refinement(rounds=2)).out
+        settings = Refinement(rounds=2, prior=self.prior(cell) if prior else None)
+        out = refine_folder(model, text, folder / name.replace("/", "."), refinement=settings).out
         classifier, own = load_classifier(out), folder_signature(out)
-        return {s: self.evaluator.logits(lambda: classifier, own, cell.target, s) for s in SPLITS}
+        found = {s: self.evaluator.logits(lambda: classifier, own, cell.target, s) for s in SPLITS}
+        shutil.rmtree(out)
+        return found
+
+    def reference(self, cell: Cell) -> str:
+        """The model to beat: the best source; in IncTar the target's own expert."""
+        return cell.target if cell.mode == "Inc" else self.ranked(cell.target)[0]
+
+    def prior(self, cell: Cell) -> dict[str, float]:
+        """Shares of the labels in the sources' training text."""
+        others = [source for source in self.sources(cell) if source != cell.target]
+        return label_shares(self.evaluator.task, others, target=cell.target)
+
+    def aligned(self, cell: Cell, name: str) -> dict[str, Logits]:
+        """Another variant, whose head's bias is moved by its predictions on unlabelled text."""
+        text = task_text(self.evaluator.task, cell.target, limit=TEXT_ROWS)
+        if name == "best":
+            seen = self.evaluator.on_text(self.reference(cell), text).values
+        else:
+            model = self.filled(self.by_name(cell, name))
+            seen = predict_logits(model, encode(self.evaluator.tokenizer, text.texts))
+        prior = ordered_prior(self.prior(cell), self.evaluator.task.labels)
+        bias = aligning_bias(seen, prior, Refinement().strength)
+        return {
+            s: Logits("", one.ids, one.labels, kept_logits(one.values + bias))
+            for s, one in logits_of(self, cell, name).items()
+        }
+
+    def filled(self, recipe: Recipe) -> Any:
+        """The resident model with a merge's weights."""
+        plan = make_plan(recipe)
+        return self.resident.filled(plan, signature(recipe_payload(plan)))
 
     def written(self, cell: Cell, name: str) -> Path:
         """A merge as a folder."""
@@ -213,14 +243,10 @@ class Bench:
 
 def settings_of_variant(name: str) -> list[Any]:
     """What decides a variant's numbers besides models and text."""
-    return [
-        LEARN,
-        LEARNED.get(name),
-        DIRECT.get(name),
-        STATISTICS.get(name),
-        ON_TOP.get(name),
-        REFINED.get(name),
-    ]
+    own = LEARNED.get(name) or ON_TOP.get(name)
+    refined = [REFINED[name], REFINE_ROWS] if name in REFINED else None
+    aligned = [name, Refinement().strength, TEXT_ROWS] if name.endswith(PRIOR) else None
+    return [own and {**LEARN, **own}, DIRECT.get(name), STATISTICS.get(name), refined, aligned]
 
 
 def logits_of(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
@@ -241,8 +267,7 @@ def logits_of(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
 
 def _computed(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
     if name == "best":
-        reference = cell.target if cell.mode == "Inc" else bench.ranked(cell.target)[0]
-        return {s: bench.cell(reference, cell.target, s) for s in SPLITS}
+        return {s: bench.cell(bench.reference(cell), cell.target, s) for s in SPLITS}
     if name == "self":
         return {s: bench.cell(cell.target, cell.target, s) for s in SPLITS}
     if name == "vote":
@@ -253,6 +278,8 @@ def _computed(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
         }
     if name in REFINED:
         return bench.refined(cell, name)
+    if name.endswith(PRIOR):
+        return bench.aligned(cell, name.removesuffix(PRIOR))
     recipe = bench.by_name(cell, name)
     return {s: bench.merged(cell, recipe, s) for s in SPLITS}
 
@@ -278,14 +305,19 @@ ON_TOP = {
 }
 """Coefficients per block of a wudi merge with its head by RegMean (from 1) and of its sources (from 0), in [-0.5, 1.5]."""
 REFINED = {
-    "refine/best": "best",
-    "refine/linear": "linear",
-    "refine/wudi": "wudi",
-    "refine/wudi+head": "wudi+head",
+    "refine/best": ("best", False),
+    "refine/linear": ("linear", False),
+    "refine/wudi+head": ("wudi+head", False),
+    "refine/best+prior": ("best", True),
+    "refine/wudi+head+prior": ("wudi+head", True),
 }
-"""Two rounds of self-distillation of these."""
-REFINE_ROWS, STATISTICS_ROWS, FISHER_ROWS = 3_072, 256, 64
-VARIANTS = ("best", "vote", "self", *DIRECT, *LEARNED, *STATISTICS, *ON_TOP, *REFINED)
+"""Two rounds of self-distillation of these, without and with a prior for the labels."""
+PRIOR = "+prior"
+"""A variant whose head's bias is moved so that its mean prediction on unlabelled text nears the sources' label shares."""
+VARIANTS = (
+    "best", "best+prior", "vote", "self", "linear", "linear+prior", "ties", "wudi", "wudi+prior", "wudi+head",
+    "wudi+head+prior", *(name for name in STATISTICS if name != "wudi+head"), *LEARNED, *ON_TOP, *REFINED,
+)  # fmt: skip
 
 
 def run(given: argparse.Namespace) -> None:

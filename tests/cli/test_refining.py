@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 import langmerge.training.refined as refined_module
 from langmerge.pool import Pool
@@ -70,6 +72,32 @@ def test_programs_get_one_document(run: Run, pool: Pool, merged: Path, tmp_path:
     assert model["receipt"] == json.loads((tmp_path / "out" / "langmerge_refined.json").read_text())
 
 
+def test_a_prior_moves_the_heads_bias_alone(run: Run, pool: Pool, merged: Path, tmp_path: Path) -> None:
+    """Counted in other languages' labels, or given as a file with the same numbers: the same model."""
+    asked = ("refine", merged, "--target", "sw-KE", "--task", pool.task, "--rounds", "0", "--prior")
+    ran = run(*asked, "de-DE,fr-fr", "--controls", pool.root, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "distance from prior" in " ".join(ran.out.split())
+    found, given = (
+        safetensors.numpy.load_file(folder / "model.safetensors") for folder in (tmp_path / "out", merged)
+    )
+    assert {name for name in given if not np.array_equal(found[name], given[name])} == {
+        "classifier.out_proj.bias"
+    }
+    shares = json.loads((tmp_path / "out" / "langmerge_refined.json").read_text())["settings"]["prior"]
+    assert sum(shares.values()) == pytest.approx(1)
+    (tmp_path / "shares.json").write_text(json.dumps(shares))
+    assert run(*asked, tmp_path / "shares.json", "-o", tmp_path / "again").code == 0
+    first, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
+    assert first == again
+    ran = run(*asked, "de-DE,sw_KE", "-o", tmp_path / "never")
+    assert (ran.code, ran.out) == (2, "")
+    assert (
+        ran.err.splitlines()[-1] == "error: label shares for sw-KE may not be counted in sw-KE's own labels"
+    )
+    assert not (tmp_path / "never").exists()
+
+
 def test_a_file_with_or_without_labels_gives_the_same_bytes(run: Run, merged: Path, tmp_path: Path) -> None:
     texts = [f"{word} music please" for word in ("wake", "play", "rain", "sun", "stop", "today")]
     file, made = tmp_path / "text.jsonl", []
@@ -132,7 +160,10 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(
         (("--target", "sw-KE", "--text", "two.txt", "--dev-labels"), "name it with --task"),
         (("--target", "sw-KE", "--text", "two.txt", "--teacher", "nowhere"), "model folder nowhere does not exist"),
         (("--target", "sw-KE", "--text", "two.txt", "--controls", "nowhere"), "nowhere/pool.yaml does not exist"),
-        (("--target", "sw-KE", "--text", "two.txt", "--rounds", "0"), "--rounds"),
+        (("--target", "sw-KE", "--text", "two.txt", "--rounds", "-1"), "--rounds"),
+        (("--target", "sw-KE", "--text", "two.txt", "--rounds", "0"), "no rounds and no prior"),
+        (("--target", "sw-KE", "--text", "two.txt", "--prior", "uniform"), "name it with --task"),
+        (("--target", "sw-KE", "--text", "two.txt", "--prior", "none.json"), "none.json cannot be read"),
         (("--target", "sw-KE", "--text", "two.txt", "--temperature", "0"), "--temperature"),
         (("--target", "sw-KE", "--task", "no:task"), "unknown task 'no:task'"),
     ],

@@ -1,6 +1,6 @@
 """A half-trained tiny classifier, unlabelled text, and what tests of refinement look at."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ def without_dropout(model: Any) -> Any:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def saying(probabilities: np.ndarray, temperature: float = 1.0) -> Callable[[], list[np.ndarray]]:
+    """A teacher whose softmax(z / T) is this."""
+    return lambda: [temperature * np.log(probabilities)]
 
 
 class Interrupting:

@@ -19,6 +19,7 @@ from tests.training.half_trained import (
     changed,
     drawn,
     encoded,
+    saying,
     weights,
     without_dropout,
 )
@@ -49,9 +50,9 @@ def test_labels_are_taken_once_and_before_anything_is_learned(folder: Path, text
     model = load_classifier(folder)
     before, calls = weights(model), []
 
-    def teach() -> np.ndarray:
+    def teach() -> list[np.ndarray]:
         calls.append(changed(before, model))
-        return soft_labels([predict_logits(model, encoded(folder, text), bf16=False)], 1.0)
+        return [predict_logits(model, encoded(folder, text), bf16=False)]
 
     went = refine_classifier(
         model,
@@ -68,11 +69,11 @@ def test_labels_are_taken_once_and_before_anything_is_learned(folder: Path, text
 def test_the_model_itself_is_the_default_teacher(folder: Path, text: Unlabelled) -> None:
     rows = encoded(folder, text)
     by_default, told = load_classifier(folder), load_classifier(folder)
-    labels = soft_labels([predict_logits(told, rows, bf16=False)], 2.0)
+    logits = predict_logits(told, rows, bf16=False)
     asked = SETTINGS.model_copy(update={"temperature": 2.0})
     assert (
         refine_classifier(by_default, rows, refinement=asked).history
-        == refine_classifier(told, rows, lambda: labels, refinement=asked).history
+        == refine_classifier(told, rows, lambda: [logits], refinement=asked).history
     )
     assert not changed(weights(by_default), told)
 
@@ -83,7 +84,7 @@ def test_a_teacher_is_learned_from(folder: Path, text: Unlabelled) -> None:
     music = np.tile(np.float32([0.05, 0.95]), (len(rows), 1))
     before = predict_logits(model, rows, bf16=False).argmax(axis=1).mean()
     asked = Refinement(lr=5e-3, head_lr=2e-2, batch_size=8, epochs=6, patience=6, bf16=False)
-    went = refine_classifier(model, rows, lambda: music, refinement=asked)
+    went = refine_classifier(model, rows, saying(music), refinement=asked)
     assert before < 0.8
     assert predict_logits(model, rows, bf16=False).argmax(axis=1).mean() == 1.0
     assert went.history[-1]["cross_entropy"] < went.history[0]["cross_entropy"]
@@ -137,7 +138,7 @@ def test_held_out_rows_are_not_trained_on(folder: Path, text: Unlabelled) -> Non
         labels = np.tile(np.float32([0.3, 0.7]), (40, 1))
         labels[held] = [share, 1 - share]
         asked = SETTINGS.model_copy(update={"epochs": 1})
-        went = refine_classifier(model, rows, lambda labels=labels: labels, refinement=asked)  # type: ignore[misc]
+        went = refine_classifier(model, rows, saying(labels), refinement=asked)
         assert (went.rounds[0]["trained_rows"], went.rounds[0]["held_out_rows"]) == (36, 4)
         found.append((weights(model), went.history[0]["cross_entropy"]))
     assert not [name for name in found[0][0] if not torch.equal(found[0][0][name], found[1][0][name])]
@@ -154,7 +155,7 @@ def test_it_stops_when_held_out_text_gets_worse(folder: Path, text: Unlabelled) 
     def after(**changes: Any) -> tuple[Any, Any]:
         model = load_classifier(folder)
         asked = SETTINGS.model_copy(update={"warmup": 0.0, "lr": 2e-3, "head_lr": 1e-2, **changes})
-        return model, refine_classifier(model, rows, lambda: labels, refinement=asked)
+        return model, refine_classifier(model, rows, saying(labels), refinement=asked)
 
     model, went = after(epochs=9)
     assert [e["epoch"] for e in went.history] == [1, 2]
@@ -171,9 +172,9 @@ def test_dev_labels_choose_the_epoch_and_undo_a_round_that_harms(folder: Path, t
     dev = encode(load_tokenizer(folder), texts)
     own = predict_logits(model, dev, bf16=False).argmax(axis=1)
     # The start is perfect by these labels, and the teacher says the opposite of it.
-    taught = soft_labels([-predict_logits(model, rows, bf16=False)], 1.0)
+    taught = -predict_logits(model, rows, bf16=False)
     asked = Refinement(**{**FAST, "lr": 5e-3}, rounds=3)  # type: ignore[arg-type]
-    went = refine_classifier(model, rows, lambda: taught, refinement=asked, dev=(dev, own))
+    went = refine_classifier(model, rows, lambda: [taught], refinement=asked, dev=(dev, own))
     assert went.chosen_by == "dev accuracy"
     assert [one["kept_epoch"] for one in went.rounds] == [0]
     assert went.rounds[0]["score"] == 1.0
@@ -181,7 +182,7 @@ def test_dev_labels_choose_the_epoch_and_undo_a_round_that_harms(folder: Path, t
     assert max(e["dev_accuracy"] for e in went.history) < 1
     assert not changed(before, model)
     other = load_classifier(folder)
-    turned = refine_classifier(other, rows, lambda: taught, refinement=asked, dev=(dev, 1 - own))
+    turned = refine_classifier(other, rows, lambda: [taught], refinement=asked, dev=(dev, 1 - own))
     assert turned.rounds[0]["kept_epoch"] > 0
     assert turned.rounds[0]["score"] == max(e["dev_accuracy"] for e in turned.history if e["round"] == 1)
 
@@ -201,9 +202,9 @@ def test_a_second_round_learns_from_the_first(folder: Path, text: Unlabelled) ->
 def test_after_the_first_round_the_model_teaches_itself(folder: Path, text: Unlabelled) -> None:
     labels, calls = np.tile(np.float32([0.05, 0.95]), (40, 1)), []
 
-    def teach() -> np.ndarray:
+    def teach() -> list[np.ndarray]:
         calls.append(1)
-        return labels
+        return [np.log(labels)]
 
     asked = SETTINGS.model_copy(update={"rounds": 3})
     went = refine_classifier(load_classifier(folder), encoded(folder, text), teach, refinement=asked)
@@ -219,7 +220,7 @@ def test_a_loss_that_is_not_finite_names_the_step(folder: Path, text: Unlabelled
     labels = np.full((40, 2), 0.5, dtype=np.float32)
     asked = Refinement(lr=1e30, head_lr=1e30, batch_size=8, warmup=0.0, bf16=False)
     with pytest.raises(TrainingError, match=r"(loss is nan at step [2-5]|after step [1-5] of round 1)"):
-        refine_classifier(model, encoded(folder, text), lambda: labels, refinement=asked)
+        refine_classifier(model, encoded(folder, text), saying(labels), refinement=asked)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_bad_rows(folder: Path, text: Unlabelled, count: int, shape: tuple[int, 
     labels = np.full(shape, 0.25, dtype=np.float32)
     with pytest.raises(TrainingError, match=says):
         refine_classifier(
-            load_classifier(folder), encoded(folder, text)[:count], lambda: labels, refinement=SETTINGS
+            load_classifier(folder), encoded(folder, text)[:count], saying(labels), refinement=SETTINGS
         )
 
 
@@ -240,7 +241,7 @@ def test_the_loss_is_taken_at_the_temperature(folder: Path, text: Unlabelled) ->
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     labels = np.tile(np.float32([0.2, 0.8]), (len(rows), 1))
     asked = Refinement(lr=0, head_lr=0, temperature=3, epochs=1, bf16=False)
-    went = refine_classifier(model, rows, lambda: labels, refinement=asked)
+    went = refine_classifier(model, rows, saying(labels, 3), refinement=asked)
     order = np.random.default_rng([0, 0]).permutation(40)
     loss = -(labels * log_p).sum(axis=1)
     assert went.history[0]["loss"] == pytest.approx(9 * loss[order[4:]].mean(), rel=1e-5)

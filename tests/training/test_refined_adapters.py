@@ -16,7 +16,8 @@ from langmerge.models import (
     predict_logits,
 )
 from langmerge.tasks import Unlabelled
-from langmerge.training import refine_classifier, refine_folder
+from langmerge.training import Refinement, refine_classifier, refine_folder
+from langmerge.training.alignment import head_bias
 from tests.training.half_trained import (
     SETTINGS,
     STILL,
@@ -70,6 +71,26 @@ def test_an_adapter_is_refined_into_an_adapter(
         loaded = PeftModel.from_pretrained(load_classifier(folder), str(tmp_path / "out")).eval()
     assert np.isfinite(predict_logits(loaded, encoded(folder, text), bf16=False)).all()
     assert made.record["history"][0]["agreement"] > 0.5
+
+
+def test_a_prior_moves_the_bias_that_the_adapter_keeps(
+    folder: Path, adapter: Path, text: Unlabelled, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    asked = Refinement(rounds=0, prior={"alarm": 0.9, "music": 0.1}, bf16=False)
+    made = refine_folder(adapter, text, tmp_path / "out", refinement=asked)
+    before, after = (load_file(place / "adapter_model.safetensors") for place in (adapter, tmp_path / "out"))
+    moved = [name for name in after if not torch.equal(before[name], after[name])]
+    assert moved == ["base_model.model.classifier.out_proj.bias"]
+    old, new = made.record["alignment"]["distance"]
+    assert new < old
+    # A head that stays in the base is not written: moving its bias would be lost.
+    model = load_adapted_classifier(adapter)
+    classifier = model.base_model.model.classifier
+    model.base_model.model.classifier = classifier.original_module
+    with pytest.raises(CheckpointError, match="does not keep the head's bias"):
+        head_bias(model, encoded(folder, text)[0])
 
 
 def test_an_adapters_base_does_not_train_afterwards_either(

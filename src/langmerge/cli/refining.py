@@ -41,7 +41,9 @@ def refine(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many unlabelled texts.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="The result of one teaches the next.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="The result of one teaches the next; 0: nothing but --prior.")
+    ] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Most passes in a round.")] = 2,
     lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the body.")] = 3e-5,
     head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 3e-4,
@@ -49,6 +51,17 @@ def refine(
     temperature: Annotated[
         float, typer.Option(min=0.01, help="Of teacher and student; above 1 softens the labels.")
     ] = 1.0,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Expected shares of the labels, towards which teacher and result are moved: as in the labelled train text "
+            "of other LOCALES, as in a .json FILE of a number per label, or uniform.",
+            metavar="LOCALES|FILE|uniform",
+        ),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How far towards the prior; 1 believes it wholly.")
+    ] = 0.9,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Model whose labels are learned instead of MODEL's own; the mean of several."),
@@ -97,6 +110,8 @@ def refine(
         head_lr=head_lr,
         batch_size=batch_size,
         temperature=temperature,
+        prior=_prior(prior, loaded, found.locale) if prior else None,
+        strength=strength,
         seed=seed,
     )
     job = Job(
@@ -139,6 +154,21 @@ def _text(
     return own, file_text(file, locale=locale, task=own, limit=limit)
 
 
+def _prior(given: str, task: "Task | None", target: str) -> dict[str, float]:
+    """A share for each label of the task, or of the file."""
+    from langmerge.tasks import label_shares, read_shares
+
+    if given.endswith(".json"):
+        return read_shares(Path(given))
+    if task is None:
+        raise InputError(
+            f"--prior {given} needs the labels of a task: name it with --task, or give a .json file"
+        )
+    if given == "uniform":
+        return dict.fromkeys(task.labels, 1 / len(task.labels))
+    return label_shares(task, [canonical_locale(one) for one in given.split(",")], target=target)
+
+
 def _print(job: "Job", lines: "list[Line]") -> None:
     made = lines[0].refined
     said = "was there already" if made.kept else "written"
@@ -146,10 +176,10 @@ def _print(job: "Job", lines: "list[Line]") -> None:
         f"{job.model} refined on {len(job.text)} texts of {job.text.origin}: {job.out} {said} "
         f"(signature {made.record['signature']})"
     )
-    header = ["", "epoch kept", "agreement %", "excess, nats", "classes (teacher's)"]
-    print_table(
-        "on held-out text, against the last round's teacher", header, [_course(line) for line in lines]
-    )
+    header = ["", "epoch kept", "agreement %", "excess, nats", "classes (teacher's)", "distance from prior"]
+    width = len(header) - (job.refinement.prior is None)
+    courses = [_course(line)[:width] for line in lines]
+    print_table("on held-out text, against the last round's teacher", header[:width], courses)
     for place, split in enumerate(job.splits if job.task is not None else ()):
         header = ["", "before %", "95 %", "after %", "95 %", "gain, points", "the model's lead, points"]
         rows = [[line.name, *_cells(line.shifts[place])] for line in lines]
@@ -163,20 +193,21 @@ def _print(job: "Job", lines: "list[Line]") -> None:
 
 
 def _course(line: "Line") -> list[str]:
-    last = line.refined.record["rounds"][-1]
+    record = line.refined.record
+    found = record["alignment"]
+    moved = "" if found is None else "{:.2f} → {:.2f}".format(*found["distance"])
+    if found is not None and not found["kept"]:
+        moved += ": left"
+    if not record["rounds"]:
+        return [line.name, "", "", "", "", moved]
+    last = record["rounds"][-1]
     kept = f"{last['kept_epoch']} of round {last['round']}"
-    entry = next(
-        (
-            e
-            for e in line.refined.record["history"]
-            if (e["round"], e["epoch"]) == (last["round"], last["kept_epoch"])
-        ),
-        None,
-    )
+    at = (last["round"], last["kept_epoch"])
+    entry = next((e for e in record["history"] if (e["round"], e["epoch"]) == at), None)
     if entry is None:
-        return [line.name, f"{kept}: undone", "", "", ""]
+        return [line.name, f"{kept}: undone", "", "", "", moved]
     classes = f"{entry['classes']} ({last['teacher']['classes']})"
-    return [line.name, kept, f"{100 * entry['agreement']:.1f}", f"{entry['excess']:.3f}", classes]
+    return [line.name, kept, f"{100 * entry['agreement']:.1f}", f"{entry['excess']:.3f}", classes, moved]
 
 
 def _cells(one: "Shift") -> list[str]:

@@ -11,6 +11,7 @@ from langmerge.tasks.metrics import (
     paired_difference,
 )
 from langmerge.tasks.registry import TASK_NAMES, load_task
+from langmerge.tasks.shares import label_shares, read_shares
 from langmerge.tasks.task import SPLITS, Examples, Task
 from langmerge.tasks.unlabelled import Unlabelled, file_text, task_text
 
@@ -26,9 +27,11 @@ __all__ = [
     "bootstrap_interval",
     "data_folder",
     "file_text",
+    "label_shares",
     "load_task",
     "macro_f1",
     "mean_interval",
     "paired_difference",
+    "read_shares",
     "task_text",
 ]

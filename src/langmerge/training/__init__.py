@@ -3,8 +3,9 @@
 from langmerge.training.bases import OFFLINE, ensure_base
 from langmerge.training.expert import ExpertRecord, train_expert
 from langmerge.training.pool import ORIGIN, Training, train_pool
-from langmerge.training.refine import Refined, Refinement, refine_classifier, soft_labels
+from langmerge.training.refine import refine_classifier, soft_labels
 from langmerge.training.refined import RECEIPT, DevLabels, RefinedFolder, refine_folder
+from langmerge.training.refinement import Refined, Refinement
 
 __all__ = [
     "OFFLINE",

@@ -3,20 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.optim.lr_scheduler import LambdaLR
 
-from langmerge.errors import TrainingError
-from langmerge.models.devices import has_fast_bf16
+from langmerge.errors import InputError, TrainingError
 from langmerge.models.prediction import predict_logits
 from langmerge.progress import Advance, Progress, silent
+from langmerge.training.alignment import aligning_bias, distance, head_bias, ordered_prior, shift
 from langmerge.training.diagnostics import collapse_notes, divergence, spread
 from langmerge.training.epochs import (
     Best,
@@ -24,78 +22,17 @@ from langmerge.training.epochs import (
     adamw,
     fixed_parameters,
     frozen,
+    label_names,
     linear_schedule,
     put_back,
     run_epoch,
     trained_weights,
 )
 from langmerge.training.kept_state import drop_state, load_state, save_state
+from langmerge.training.refinement import Refined, Refinement
 
 SAVE_EVERY = 60.0
 """Seconds between two saved states within an epoch."""
-
-
-class Refinement(BaseModel):
-    """How a model is refined.
-
-    Attributes:
-        rounds: the result of one teaches the next.
-        epochs: most passes in a round.
-        lr: peak learning rate of the body.
-        head_lr: peak learning rate of the head.
-        batch_size: rows in a step.
-        temperature: T of teacher and student; above 1 softens the labels.
-        seed: of the held-out rows, the order of rows and dropout.
-        warmup: share of a round's steps in which the rate rises.
-        weight_decay: of matrices.
-        freeze_embeddings: leave the word embeddings as they are.
-        held_out: share of the texts that is not trained on and says when to stop.
-        patience: stop after so many epochs without a better one.
-        bf16: bfloat16 products; None takes them where the device is faster with them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rounds: Annotated[int, Field(ge=1)] = 1
-    epochs: Annotated[int, Field(ge=1)] = 2
-    lr: Annotated[float, Field(ge=0)] = 3e-5
-    head_lr: Annotated[float, Field(ge=0)] = 3e-4
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    seed: int = 0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    freeze_embeddings: bool = True
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    patience: Annotated[int, Field(ge=1)] = 1
-    bf16: bool | None = None
-
-    def resolved(self, device: torch.device) -> "Refinement":
-        """With `bf16` decided."""
-        bf16 = has_fast_bf16(device) if self.bf16 is None else self.bf16
-        return self.model_copy(update={"bf16": bf16})
-
-
-@dataclass(frozen=True)
-class Refined:
-    """How a refinement went; all but the last two depend on nothing but what was given.
-
-    Attributes:
-        history: one entry an epoch: round, epoch, loss, and on the held-out rows cross-entropy to the teacher and its
-            excess over the teacher's entropy (nats), agreement, label flips, and how predictions are spread.
-        rounds: one entry a round: the epoch that was kept, and the teacher's spread on the held-out rows.
-        chosen_by: what chose the epochs.
-        notes: one line each: collapse, a model without dropout.
-        seconds: wall time of this run.
-        steps: optimiser steps of this run.
-    """
-
-    history: tuple[dict[str, Any], ...]
-    rounds: tuple[dict[str, Any], ...]
-    chosen_by: str
-    notes: tuple[str, ...]
-    seconds: float
-    steps: int
 
 
 def soft_labels(logits: Sequence[np.ndarray], temperature: float) -> np.ndarray:
@@ -121,7 +58,7 @@ def soft_labels(logits: Sequence[np.ndarray], temperature: float) -> np.ndarray:
 def refine_classifier(
     model: Any,
     encoded: Encoded,
-    teach: Callable[[], np.ndarray] | None = None,
+    teach: Callable[[], Sequence[np.ndarray]] | None = None,
     *,
     refinement: Refinement,
     dev: tuple[Encoded, np.ndarray] | None = None,
@@ -139,7 +76,8 @@ def refine_classifier(
     Args:
         model: a classifier on its device, or one with an adapter.
         encoded: token ids of each text.
-        teach: gives the first round's soft labels, shape (rows, labels); called once; the model itself by default.
+        teach: gives the first round's logits, one array of shape (rows, labels) per teacher; called once; the model itself
+            by default.
         refinement: settings.
         dev: token ids and labels (columns of the logits), to choose the epoch by.
         state: file that is kept up to date while this runs, continued from if it has the same signature, and
@@ -149,10 +87,14 @@ def refine_classifier(
         progress: told of steps.
 
     Raises:
-        TrainingError: fewer than two texts, a loss that is not finite, or soft labels of another shape.
+        TrainingError: fewer than two texts, a loss that is not finite, or a teacher with logits of another shape.
+        InputError: a prior for other labels, or neither rounds nor a prior.
+        CheckpointError: a prior, and a head without a bias.
     """
     if len(encoded) < 2:
         raise TrainingError(f"Refinement needs 2 texts or more (one is held out): found {len(encoded)}")
+    if not refinement.rounds and refinement.prior is None:
+        raise InputError("no rounds and no prior: there is nothing to do")
     work = _Refining(model, encoded, teach, refinement, dev, state, signature, save_every)
     device = next(model.parameters()).device
     total = refinement.rounds * refinement.epochs * work.steps
@@ -174,7 +116,7 @@ class _Refining:
         self,
         model: Any,
         encoded: Encoded,
-        teach: Callable[[], np.ndarray] | None,
+        teach: Callable[[], Sequence[np.ndarray]] | None,
         refinement: Refinement,
         dev: tuple[Encoded, np.ndarray] | None,
         state: Path | None,
@@ -194,6 +136,11 @@ class _Refining:
         self.round, self.epoch, self.taken = 1, 0, (0, 0.0)
         self.soft: np.ndarray | None = None
         self.best = Best()
+        self.prior: np.ndarray | None = None
+        self.alignment: dict[str, Any] | None = None
+        if self.asked.prior is not None:
+            self.prior = ordered_prior(self.asked.prior, label_names(model))
+            head_bias(model, encoded[0])
         self.order = torch.Generator()
         self.started = self.saved = time.perf_counter()
         self.done = 0
@@ -216,12 +163,30 @@ class _Refining:
                 break
             self.round, self.epoch, self.soft = self.round + 1, 0, None
         self.model.eval()
+        if self.prior is not None:
+            self._align(self.prior)
+
+    def _align(self, prior: np.ndarray) -> None:
+        """Move the head's bias, unless dev labels say that it does harm."""
+        logits = self._own_logits()
+        bias = aligning_bias(logits, prior, self.asked.strength)
+        scores = None if self.dev is None else [self._dev_accuracy(), self._dev_accuracy(bias)]
+        kept = scores is None or scores[1] >= scores[0]
+        if kept:
+            shift(self.model, self.encoded[0], bias)
+        self.alignment = {
+            "kept": kept,
+            "dev_accuracy": scores,
+            "distance": [distance(logits, prior), distance(logits + bias, prior)],
+            "bias": dict(zip(label_names(self.model), bias.tolist(), strict=True)),
+        }
 
     def found(self) -> Refined:
         """What happened."""
         return Refined(
             tuple(self.history),
             tuple(self.rounds),
+            self.alignment,
             "held-out cross-entropy to the teacher" if self.dev is None else "dev accuracy",
             tuple(self._notes()),
             time.perf_counter() - self.started,
@@ -229,11 +194,13 @@ class _Refining:
         )
 
     def _begin_round(self) -> None:
-        taught = self.teach() if self.teach is not None and self.round == 1 else self._own_labels()
+        taught = self.teach() if self.teach is not None and self.round == 1 else [self._own_logits()]
         shape = (len(self.encoded), self.model.config.num_labels)
-        if taught.shape != shape:
-            raise TrainingError(f"The teacher's soft labels have shape {taught.shape}, expected {shape}")
-        self.soft = np.asarray(taught, dtype=np.float32)
+        if wrong := [one.shape for one in taught if one.shape != shape]:
+            raise TrainingError(f"A teacher's logits have shape {wrong[0]}, expected {shape}")
+        if self.prior is not None:
+            taught = [one + aligning_bias(one, self.prior, self.asked.strength) for one in taught]
+        self.soft = soft_labels(taught, self.asked.temperature)
         self.best, self.epoch, self.taken = Best(), 0, (0, 0.0)
         seed = int(np.random.SeedSequence([self.asked.seed, self.round]).generate_state(1)[0])
         torch.manual_seed(seed)
@@ -298,16 +265,14 @@ class _Refining:
         self.history.append(entry)
         self.best.offer(self.model, score, self.epoch)
 
-    def _dev_accuracy(self) -> float:
+    def _dev_accuracy(self, bias: np.ndarray | float = 0.0) -> float:
         assert self.dev is not None
         encoded, labels = self.dev
-        return float(
-            np.mean(predict_logits(self.model, encoded, bf16=self.asked.bf16).argmax(axis=1) == labels)
-        )
+        logits = predict_logits(self.model, encoded, bf16=self.asked.bf16) + bias
+        return float(np.mean(logits.argmax(axis=1) == labels))
 
-    def _own_labels(self) -> np.ndarray:
-        logits = predict_logits(self.model, self.encoded, bf16=self.asked.bf16)
-        return soft_labels([logits], self.asked.temperature)
+    def _own_logits(self) -> np.ndarray:
+        return predict_logits(self.model, self.encoded, bf16=self.asked.bf16)
 
     def _round_entry(self) -> dict[str, Any]:
         assert self.soft is not None

@@ -23,7 +23,9 @@ from langmerge.models import (
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
 from langmerge.tasks import Examples, Unlabelled
-from langmerge.training.refine import SAVE_EVERY, Refined, Refinement, refine_classifier, soft_labels
+from langmerge.training.epochs import label_names
+from langmerge.training.refine import SAVE_EVERY, refine_classifier
+from langmerge.training.refinement import Refined, Refinement
 
 RECEIPT = "langmerge_refined.json"
 FORMAT = "langmerge-refined/1"
@@ -110,13 +112,12 @@ def refine_folder(
         return RefinedFolder(out, found, kept=True)
     _check_places(out, inputs, overwrite=overwrite)
     classifier, tokenizer = load_model(model, base=base)
-    names = _names(classifier)
+    names = label_names(classifier)
     encoded = encode(tokenizer, text.texts)
     chosen_by = _encoded_dev(dev, names, tokenizer, model) if dev else None
 
-    def taught() -> np.ndarray:
-        logits = [_teacher_logits(one, text, names, asked, progress) for one in teachers]
-        return soft_labels(logits, asked.temperature)
+    def taught() -> list[np.ndarray]:
+        return [_teacher_logits(one, text, names, asked, progress) for one in teachers]
 
     went = refine_classifier(
         classifier,
@@ -189,6 +190,7 @@ def _record(
         "chosen_by": went.chosen_by,
         "rounds": list(went.rounds),
         "history": list(went.history),
+        "alignment": went.alignment,
         "notes": list(went.notes),
         "versions": {
             "langmerge": __version__,
@@ -215,12 +217,6 @@ def _check_places(out: Path, inputs: Mapping[Path, str], *, overwrite: bool) -> 
             raise OutputError(f"output {out} holds the input {folder}: choose another place")
 
 
-def _names(classifier: Any) -> list[str]:
-    """Label names in the order of the logits."""
-    found = classifier.config.id2label
-    return [str(found[column]) for column in sorted(found)]
-
-
 def _teacher_logits(
     folder: Path,
     text: Unlabelled,
@@ -230,7 +226,7 @@ def _teacher_logits(
 ) -> np.ndarray:
     """A teacher's logits with its columns in the student's order; it reads the text with its own tokenizer."""
     teacher, tokenizer = load_model(folder)
-    own = _names(teacher)
+    own = label_names(teacher)
     if sorted(own) != sorted(names):
         other = sorted(set(own) ^ set(names))
         raise CheckpointError(
