@@ -34,7 +34,7 @@ from langmerge.results import Logits, kept_logits, load_logits, signature, soft_
 from langmerge.scoring import ResidentClassifier
 from langmerge.selection.judging import spearman
 from langmerge.tasks import label_shares, load_task, task_text
-from langmerge.training import Refinement, refine_folder
+from langmerge.training import Refinement, Training, refine_folder, train_expert
 from langmerge.training.alignment import aligning_bias, ordered_prior
 
 SOURCES = [
@@ -54,7 +54,7 @@ SOURCES = [
     "zh-CN",
 ]
 SPLITS = ("dev", "test")
-TEXT_ROWS, REFINE_ROWS, STATISTICS_ROWS, FISHER_ROWS = 2_048, 3_072, 256, 24
+TEXT_ROWS, REFINE_ROWS, STATISTICS_ROWS, FISHER_ROWS, TRAIN_ROWS = 2_048, 3_072, 256, 24, 2_500
 
 LEARN: dict[str, Any] = {
     "steps": 60, "batch_size": 32, "lr": 5e-3, "check_every": 20, "anchor": 0.0, "held_out": 0.0, "freeze": ("head",),
@@ -173,12 +173,29 @@ class Bench:
         teacher, prior = REFINED[name]
         model = self.pool.expert(self.reference(cell)) if teacher == "best" else self.written(cell, teacher)
         text = task_text(self.evaluator.task, cell.target, limit=REFINE_ROWS)
-        settings = Refinement(rounds=2, prior=self.prior(cell) if prior else None)
+        settings = Refinement(rounds=2, prior=self.prior(cell) if prior else None, strength=0.9)
         out = refine_folder(model, text, folder / name.replace("/", "."), refinement=settings).out
         classifier, own = load_classifier(out), folder_signature(out)
         found = {s: self.evaluator.logits(lambda: classifier, own, cell.target, s) for s in SPLITS}
         shutil.rmtree(out)
         return found
+
+    def continued(self, cell: Cell, name: str) -> dict[str, Logits]:
+        """The target's labels, learned from another variant's model instead of from the base."""
+        start, task = CONTINUED[name], self.evaluator.task
+        folder = (
+            self.pool.expert(self.ranked(cell.target)[0]) if start == "best" else self.written(cell, start)
+        )
+        model, asked = load_classifier(folder), Training(max_train=TRAIN_ROWS)
+        train, dev = (task.load(cell.target, split) for split in ("train", "dev"))
+        train, dev = train.limited(asked.max_train), dev.limited(asked.max_dev)
+        texts = [encode(self.evaluator.tokenizer, one.texts) for one in (train, dev)]
+        train_expert(
+            model, texts[0], train.labels, texts[1], dev.labels, epochs=asked.epochs, lr=asked.lr,
+            head_lr=asked.head_lr, batch_size=asked.batch_size, freeze_embeddings=asked.freeze_embeddings,
+        )  # fmt: skip
+        own = signature([cell.name, name, folder_signature(folder)])
+        return {s: self.evaluator.logits(lambda: model, own, cell.target, s) for s in SPLITS}
 
     def reference(self, cell: Cell) -> str:
         """The model to beat: the best source; in IncTar the target's own expert."""
@@ -189,20 +206,30 @@ class Bench:
         others = [source for source in self.sources(cell) if source != cell.target]
         return label_shares(self.evaluator.task, others, target=cell.target)
 
-    def aligned(self, cell: Cell, name: str) -> dict[str, Logits]:
+    def aligned(self, cell: Cell, name: str, strength: float) -> dict[str, Logits]:
         """Another variant, whose head's bias is moved by its predictions on unlabelled text."""
-        text = task_text(self.evaluator.task, cell.target, limit=TEXT_ROWS)
-        if name == "best":
-            seen = self.evaluator.on_text(self.reference(cell), text).values
-        else:
-            model = self.filled(self.by_name(cell, name))
-            seen = predict_logits(model, encode(self.evaluator.tokenizer, text.texts))
         prior = ordered_prior(self.prior(cell), self.evaluator.task.labels)
-        bias = aligning_bias(seen, prior, Refinement().strength)
+        bias = aligning_bias(self.seen(cell, name).values, prior, strength)
         return {
             s: Logits("", one.ids, one.labels, kept_logits(one.values + bias))
             for s, one in logits_of(self, cell, name).items()
         }
+
+    def seen(self, cell: Cell, name: str) -> Logits:
+        """A variant's logits on unlabelled text."""
+        text = task_text(self.evaluator.task, cell.target, limit=TEXT_ROWS)
+        if name == "best":
+            return self.evaluator.on_text(self.reference(cell), text)
+        file = self.out / cell.name / f"{name}.text.safetensors"
+        own = signature([cell.name, name, text.signature, *settings_of_variant(name)])
+        if (kept := load_logits(file, own)) is not None:
+            return kept
+        values = predict_logits(
+            self.filled(self.by_name(cell, name)), encode(self.evaluator.tokenizer, text.texts)
+        )
+        made = Logits(own, text.ids, np.full(len(text), -1, dtype=np.int64), kept_logits(values))
+        made.save(file)
+        return made
 
     def filled(self, recipe: Recipe) -> Any:
         """The resident model with a merge's weights."""
@@ -241,11 +268,18 @@ class Bench:
         )
 
 
+def prior_of(name: str) -> str:
+    """How a variant's name ends, where it is another with a prior."""
+    return next((suffix for suffix in PRIORS if name.endswith(suffix)), "")
+
+
 def settings_of_variant(name: str) -> list[Any]:
     """What decides a variant's numbers besides models and text."""
     own = LEARNED.get(name) or ON_TOP.get(name)
     refined = [REFINED[name], REFINE_ROWS] if name in REFINED else None
-    aligned = [name, Refinement().strength, TEXT_ROWS] if name.endswith(PRIOR) else None
+    aligned = [name, PRIORS[prior_of(name)], TEXT_ROWS] if prior_of(name) and name not in REFINED else None
+    if name in CONTINUED:
+        return [CONTINUED[name], TRAIN_ROWS]
     return [own and {**LEARN, **own}, DIRECT.get(name), STATISTICS.get(name), refined, aligned]
 
 
@@ -278,8 +312,10 @@ def _computed(bench: Bench, cell: Cell, name: str) -> dict[str, Logits]:
         }
     if name in REFINED:
         return bench.refined(cell, name)
-    if name.endswith(PRIOR):
-        return bench.aligned(cell, name.removesuffix(PRIOR))
+    if name in CONTINUED:
+        return bench.continued(cell, name)
+    if suffix := prior_of(name):
+        return bench.aligned(cell, name.removesuffix(suffix), PRIORS[suffix])
     recipe = bench.by_name(cell, name)
     return {s: bench.merged(cell, recipe, s) for s in SPLITS}
 
@@ -312,11 +348,13 @@ REFINED = {
     "refine/wudi+head+prior": ("wudi+head", True),
 }
 """Two rounds of self-distillation of these, without and with a prior for the labels."""
-PRIOR = "+prior"
-"""A variant whose head's bias is moved so that its mean prediction on unlabelled text nears the sources' label shares."""
+CONTINUED = {"self/best": "best", "self/linear": "linear", "self/wudi+head": "wudi+head"}
+"""The target's own labels, learned from these of the other languages' models (ExcTar) instead of from the base."""
+PRIORS = {"+prior": 0.9, "+prior/2": 0.5}
+"""Variants whose head's bias is moved so that the mean prediction on unlabelled text nears the sources' label shares."""
 VARIANTS = (
-    "best", "best+prior", "vote", "self", "linear", "linear+prior", "ties", "wudi", "wudi+prior", "wudi+head",
-    "wudi+head+prior", *(name for name in STATISTICS if name != "wudi+head"), *LEARNED, *ON_TOP, *REFINED,
+    *(f"{name}{suffix}" for name in ("best", "linear", "wudi", "wudi+head") for suffix in ("", *PRIORS)),
+    "vote", "self", "ties", *(name for name in STATISTICS if name != "wudi+head"), *LEARNED, *ON_TOP, *REFINED, *CONTINUED,
 )  # fmt: skip
 
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from langmerge.coefficients import Coefficients
+from langmerge.models import load_classifier
 from tests.cli.conftest import Run
 from tests.experiments.conftest import tiny_grid, write_task
 from tests.tiny import QUERY, SHAPES, WORDS, write_raw_pool
@@ -102,6 +104,27 @@ def test_a_pool_of_checkpoints_that_exist(run: Run, place: Path) -> None:
     assert made.code == 0, made.err
     assert run("matrix", place / "second").code == 0
     assert "de-DE" in run("select", place / "second", "--target", "en-US", "-k", "1").out
+
+
+def test_the_targets_labels_are_learned_from_a_merge_head_and_all(run: Run, place: Path) -> None:
+    task = f"folder:{place / 'text'}"
+    first, merged = place / "others", place / "from-here"
+    options = ["--task", task, "--epochs", "1"]
+    assert run("train", first, "--base", place / "encoder", "--locales", "en-US,de-DE", *options).code == 0
+    assert run("matrix", first, "--locales", "en-US,de-DE,sw-KE").code == 0
+    assert run("merge", merged, "--pool", first, "--target", "sw-KE", "-k", "2").code == 0
+    ran = run("train", place / "own", "--base", merged, "--locales", "sw-KE", *options)
+    assert ran.code == 0, ran.err
+    assert (
+        f"note: {merged} is a classifier for these labels: training goes on from it, head and all" in ran.err
+    )
+    name = "classifier.out_proj.weight"
+    start, given, fresh = (
+        load_classifier(folder).state_dict()[name]
+        for folder in (place / "own" / "base", merged, first / "base")
+    )
+    assert torch.equal(start, given)
+    assert not torch.equal(start, fresh)
 
 
 def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:

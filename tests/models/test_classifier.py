@@ -52,6 +52,29 @@ def test_head_comes_from_the_seed_alone(base: Path) -> None:
     assert torch.equal(first.state_dict()[body], other.state_dict()[body])
 
 
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [(LABELS, True), (LABELS[::-1], False), (("a", "b", "c"), False), (LABELS[:2], False)],
+)
+def test_a_trained_head_is_kept_only_for_the_same_labels(
+    base: Path, tmp_path: Path, labels: tuple[str, ...], kept: bool
+) -> None:
+    """Labels in another order would leave a head whose rows are called what they are not."""
+    trained, tokenizer = new_classifier(base, LABELS, seed=1)
+    with torch.no_grad():
+        trained.roberta.encoder.layer[0].output.dense.weight.add_(1.0)
+    save_classifier(trained, tokenizer, tmp_path / "trained")
+    found, _ = new_classifier(tmp_path / "trained", labels, seed=2)
+    again, _ = new_classifier(tmp_path / "trained", labels, seed=2)
+    body = "roberta.encoder.layer.0.output.dense.weight"
+    assert torch.equal(found.state_dict()[body], trained.state_dict()[body])
+    heads = [model.classifier.out_proj.weight for model in (found, again)]
+    assert heads[0].shape == (len(labels), trained.config.hidden_size)
+    assert torch.equal(*heads)
+    rows = min(len(labels), len(LABELS))
+    assert torch.equal(heads[0][:rows], trained.classifier.out_proj.weight[:rows]) is kept
+
+
 def test_making_one_leaves_the_callers_generator(base: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

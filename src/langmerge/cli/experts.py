@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from langmerge.cli.console import bars, print_table, say, show
+from langmerge.cli.console import bars, print_table, say, show, tell
 from langmerge.cli.options import Data, Json, Limit, Locales, PoolArgument, locale_list
 from langmerge.errors import InputError
 
@@ -57,7 +57,8 @@ def train(
     base: Annotated[
         str,
         typer.Option(
-            help="Pretrained encoder: a folder or a hub id; e5-small builds the offline one beside the pool."
+            help="Pretrained encoder: a folder or a hub id; e5-small builds the offline one beside the pool. A merged model "
+            "for the same task is trained on, head and all."
         ),
     ],
     locales: Locales,
@@ -80,6 +81,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one expert per locale from one base with one head. Continues where it stopped."""
+    from langmerge.models import keeps_head
     from langmerge.tasks import load_task
     from langmerge.training import Training, ensure_base, train_pool
 
@@ -96,6 +98,8 @@ def train(
         seed=seed,
         freeze_embeddings=freeze_embeddings,
     )
+    if keeps_head(start, loaded.labels):
+        tell(f"note: {base} is a classifier for these labels: training goes on from it, head and all")
     trained = train_pool(pool, base=start, task=loaded, locales=chosen, training=training, progress=bars)
 
     def people() -> None:

@@ -61,7 +61,7 @@ def refine(
     ] = None,
     strength: Annotated[
         float, typer.Option(min=0.01, max=1, help="How far towards the prior; 1 believes it wholly.")
-    ] = 0.9,
+    ] = 0.5,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Model whose labels are learned instead of MODEL's own; the mean of several."),

@@ -293,7 +293,7 @@ class _Runs:
         )
 
     def _begin(self, folder: Path, start: Path) -> None:
-        """A pool whose base is a trained classifier, head and all: `train_pool` would give it a new head."""
+        """A pool whose base is a trained classifier where it is: `train_pool` would copy it."""
         if (folder / "pool.yaml").exists():
             return
         base = _relative(start, folder)

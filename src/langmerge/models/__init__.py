@@ -14,7 +14,13 @@ from langmerge.models.adapted import (
     load_model,
     model_signature,
 )
-from langmerge.models.classifier import load_classifier, load_tokenizer, new_classifier, save_classifier
+from langmerge.models.classifier import (
+    keeps_head,
+    load_classifier,
+    load_tokenizer,
+    new_classifier,
+    save_classifier,
+)
 from langmerge.models.compact import cut_embeddings, renumbered, used_rows
 from langmerge.models.devices import autocast, autocast_for_gradients, best_device, has_fast_bf16
 from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
@@ -36,6 +42,7 @@ __all__ = [
     "encode",
     "has_fast_bf16",
     "is_adapter",
+    "keeps_head",
     "length_bucketed",
     "load_adapted_classifier",
     "load_classifier",

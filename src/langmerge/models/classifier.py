@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from langmerge.errors import CheckpointError
@@ -49,12 +49,13 @@ def load_classifier(folder: Path | str, *, device: torch.device | str | None = N
 def new_classifier(
     base: str | Path, labels: Sequence[str], *, seed: int, mean_pooling: bool = True
 ) -> tuple[Any, Any]:
-    """Return the base with a new head for these labels, and its tokenizer.
+    """Return the base with a head for these labels, and its tokenizer.
 
-    The head is drawn from `seed` alone, so every expert of a pool starts from the same weights.
+    A base that is a classifier for the same labels in the same order, such as a merged model, keeps its head. Any other
+    head is new and drawn from `seed` alone, so every expert of a pool starts from the same weights.
 
     Args:
-        base: a folder or hub id of a pretrained encoder.
+        base: a folder or hub id of a pretrained encoder, or of a trained classifier.
         labels: label names in the task's order; logit j is for labels[j].
         seed: of the head.
         mean_pooling: pool by the mean where the architecture allows it (see `pooling`), not by the first token.
@@ -63,9 +64,18 @@ def new_classifier(
         CheckpointError: the base cannot be read, or weights outside the head are missing in it.
     """
     names = dict(enumerate(labels))
+    other = not keeps_head(base, labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = _loaded(base, id2label=names, label2id={name: i for i, name in names.items()})
+        model, report = _loaded(
+            base,
+            id2label=names,
+            label2id={name: i for i, name in names.items()},
+            # A head for other labels is not taken over: its rows would be called what they are not.
+            ignore_mismatched_sizes=other,
+        )
+        if other and not report["missing_keys"]:
+            _renew_head(model)
     prefix = f"{model.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
     if missing:
@@ -76,6 +86,29 @@ def new_classifier(
     if mean_pooling:
         add_mean_pooling(model)
     return model.eval(), load_tokenizer(base)
+
+
+def keeps_head(base: str | Path, labels: Sequence[str]) -> bool:
+    """Whether a base names these labels, in this order.
+
+    Raises:
+        CheckpointError: its config cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(_local_or_id(base))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"No model can be read from {base}: {_first_line(error)}") from error
+    found = config.id2label
+    return [str(found[column]) for column in sorted(found)] == list(labels)
+
+
+def _renew_head(model: Any) -> None:
+    """Draw every weight outside the encoder anew, as a model that has never been trained has them."""
+    fresh = dict(AutoModelForSequenceClassification.from_config(model.config).named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith(f"{model.base_model_prefix}."):
+                parameter.copy_(fresh[name])
 
 
 def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -19,7 +19,7 @@ from langmerge.errors import CheckpointError, InputError
 
 TEMPERATURE = 0.5
 """Predictions are averaged as softmax(z / T): between probabilities (1) and counted labels (0). On dev of four languages
-0.5 gave 0.3 points more than 1 at a strength of 0.9, and 0.25 as much as 0.5."""
+0.5 gave 0.3 points more than 1, and 0.25 as much as 0.5."""
 
 _FLOOR = 1e-4
 """Added to the mean prediction, so that a label that is never predicted keeps a share."""

@@ -39,7 +39,7 @@ class Refinement(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 32
     temperature: Annotated[float, Field(gt=0)] = 1.0
     prior: dict[str, float] | None = None
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.9
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.5
     seed: int = 0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
