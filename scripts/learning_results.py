@@ -1,8 +1,7 @@
 """The re-test of learned coefficients in docs/results.md: every variant on every target and training seed, kept and paired.
 
-    python scripts/learning_results.py run  OUT POOL [POOL…] --targets sq-AL,sw-KE,cy-GB,vi-VN [--only GLOB]
-    python scripts/learning_results.py table OUT POOL [POOL…] --targets … [--against best]
-    python scripts/learning_results.py rank  OUT POOL [POOL…] --targets …     label-free scores as judges of what is kept
+    python scripts/learning_results.py run OUT POOL [POOL…] --targets sq-AL,sw-KE,cy-GB,vi-VN [--only GLOB]
+    python scripts/learning_tables.py table OUT POOL [POOL…] --targets … [--against best]
 
 A pool a training seed. Sources are chosen by dev accuracy (`--dev` rows), coefficients are learned on the target's train text
 without labels, test (`--test` rows, drawn by id) is predicted once. What is done is kept below OUT and not done again, so
@@ -13,7 +12,7 @@ import argparse
 import fnmatch
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from langmerge.pool import Pool
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, kept_logits, load_logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
-from langmerge.selection.judging import spearman
 from langmerge.tasks import label_shares, load_task, task_text
 from langmerge.training import Refinement, Training, refine_folder, train_expert
 from langmerge.training.alignment import aligning_bias, ordered_prior
@@ -368,109 +366,9 @@ def run(given: argparse.Namespace) -> None:
             print(cell.name, name, *(f"{s} {100 * found[s].correct.mean():.2f}" for s in SPLITS), flush=True)
 
 
-def table(given: argparse.Namespace) -> None:
-    """Mean accuracy over targets and seeds, and the paired gain with a bootstrap over targets' rows and seeds."""
-    benches = {pool: Bench(pool, given.out, given.dev, given.test) for pool in given.pools}
-    for mode, k in (("Exc", 5), ("Exc", 3), ("Inc", 5)):
-        chosen = [cell for cell in cells(given) if (cell.mode, cell.k) == (mode, k)]
-        print(
-            f"\n### {mode}Tar, k = {k}\n\n| variant | {' | '.join(given.targets.split(','))} | mean | gain [95 %] | cells |"
-        )
-        print(f"|---|{'---|' * (len(given.targets.split(',')) + 3)}")
-        for name in VARIANTS:
-            kept = {
-                c: logits_of(benches[c.pool], c, name)["test"].correct
-                for c in chosen
-                if _done(given, c, name)
-            }
-            if kept:
-                print(_row(given, benches, name, kept))
-
-
-def _done(given: argparse.Namespace, cell: Cell, name: str) -> bool:
-    return (given.out / cell.name / f"{name.replace('/', '.')}.test.safetensors").exists()
-
-
-def _row(
-    given: argparse.Namespace, benches: dict[Path, Bench], name: str, kept: dict[Cell, np.ndarray]
-) -> str:
-    against = {c: logits_of(benches[c.pool], c, given.against)["test"].correct for c in kept}
-    by_target = {
-        t: [100 * one.mean() for c, one in kept.items() if c.target == t] for t in given.targets.split(",")
-    }
-    points, low, high = gain_interval({c: 100.0 * (kept[c].astype(float) - against[c]) for c in kept})
-    values = [f"{np.mean(v):.1f}" if v else "–" for v in by_target.values()]
-    mean = np.mean([np.mean(v) for v in by_target.values() if v])
-    return f"| {name} | {' | '.join(values)} | {mean:.1f} | {points:+.1f} [{low:+.1f}, {high:+.1f}] | {len(kept)} |"
-
-
-def gain_interval(differences: dict[Cell, np.ndarray], draws: int = 2_000) -> tuple[float, float, float]:
-    """Mean over targets of the mean over seeds; rows are drawn once for all seeds of a target, and seeds anew in each draw."""
-    rng = np.random.default_rng(0)
-    targets = sorted({cell.target for cell in differences})
-    tables = {t: np.stack([one for c, one in differences.items() if c.target == t]) for t in targets}
-    point = float(np.mean([own.mean() for own in tables.values()]))
-    found = []
-    for _ in range(draws):
-        parts = []
-        for own in tables.values():
-            seeds = rng.integers(0, len(own), len(own))
-            rows = rng.integers(0, own.shape[1], own.shape[1])
-            parts.append(own[seeds].mean(0)[rows].mean())
-        found.append(np.mean(parts))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return point, float(low), float(high)
-
-
-def label_free(values: np.ndarray, vote: np.ndarray) -> dict[str, float]:
-    """Scores of a model's logits that need no label; the larger, the better. `vote`: the sources' mean probabilities.
-
-    Source: nuclear norm: Deng et al. 2023, Confidence and dispersity speak. The others: METHODS' objectives, signs turned.
-    """
-    p = np.exp(values - values.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    mean = p.mean(0)
-    entropy = -(p * np.log(p + 1e-12)).sum(1).mean()
-    spread = -(mean * np.log(mean + 1e-12)).sum()
-    return {
-        "entropy": -entropy,
-        "infomax": spread - entropy,
-        "spread": spread,
-        "teacher": (vote * np.log(p + 1e-12)).sum(1).mean(),
-        "agreement": float((p.argmax(1) == vote.argmax(1)).mean()),
-        "nuclear norm": float(np.linalg.svd(p, compute_uv=False).sum() / np.sqrt(len(p) * p.shape[1])),
-    }
-
-
-def rank(given: argparse.Namespace) -> None:
-    """Spearman of each score with dev accuracy over the merges of a cell, and what picking its first costs on dev."""
-    benches = {pool: Bench(pool, given.out, given.dev, given.test) for pool in given.pools}
-    found: dict[str, list[tuple[float, float]]] = {}
-    for cell in cells(given):
-        bench = benches[cell.pool]
-        names = [n for n in VARIANTS if n not in ("self", "vote") and _done(given, cell, n)]
-        if cell.mode != "Exc" or len(names) < 5 or not _done(given, cell, "vote"):
-            continue
-        vote = np.exp(logits_of(bench, cell, "vote")["dev"].values)
-        vote /= vote.sum(1, keepdims=True)
-        own = {n: logits_of(bench, cell, n)["dev"] for n in names}
-        truth = np.array([100 * own[n].correct.mean() for n in names])
-        scores = {n: label_free(own[n].values, vote) for n in names}
-        for score in scores[names[0]]:
-            column = np.array([scores[n][score] for n in names])
-            regret = float(truth.max() - truth[column.argmax()])
-            found.setdefault(score, []).append((spearman(truth.tolist(), column.tolist()), regret))
-    print("| score | Spearman ρ with dev accuracy | regret of its first, points | cells |\n|---|---|---|---|")
-    for score, pairs in found.items():
-        rho, regret = np.mean(pairs, axis=0)
-        print(f"| {score} | {rho:.2f} | {regret:.1f} | {len(pairs)} |")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands: dict[str, Callable[[argparse.Namespace], None]] = {"run": run, "table": table, "rank": rank}
+def arguments(commands: Sequence[str], about: str) -> argparse.Namespace:
+    """What both scripts take."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)
     parser.add_argument("out", type=Path)
     parser.add_argument("pools", type=Path, nargs="+")
@@ -479,9 +377,8 @@ def main() -> None:
     parser.add_argument("--against", default="best")
     parser.add_argument("--dev", type=int, default=600)
     parser.add_argument("--test", type=int, default=1_000)
-    given = parser.parse_args()
-    commands[given.command](given)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    run(arguments(["run"], str(__doc__)))
