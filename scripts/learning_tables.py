@@ -13,7 +13,6 @@ from learning_results import CONTINUED, REFINED, VARIANTS, Bench, Cell, argument
 
 from langmerge.selection.judging import spearman
 
-
 OTHERS = {"self", "vote", *CONTINUED, *REFINED}
 """No merges."""
 
