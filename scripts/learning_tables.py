@@ -2,6 +2,7 @@
 
 python scripts/learning_tables.py table OUT POOL [POOL…] --targets … [--against best]
 python scripts/learning_tables.py rank  OUT POOL [POOL…] --targets …     label-free scores as judges of what is kept
+    python scripts/learning_tables.py wrong OUT POOL [POOL…] --targets …     what a wrong prior costs
 """
 
 import argparse
@@ -12,6 +13,7 @@ import numpy as np
 from learning_results import CONTINUED, REFINED, VARIANTS, Bench, Cell, arguments, cells, logits_of
 
 from langmerge.selection.judging import spearman
+from langmerge.training.alignment import aligning_bias, ordered_prior
 
 OTHERS = {"self", "vote", *CONTINUED, *REFINED}
 """No merges."""
@@ -30,7 +32,7 @@ def table(given: argparse.Namespace) -> None:
             kept = {
                 c: logits_of(benches[c.pool], c, name)["test"].correct
                 for c in chosen
-                if _done(given, c, name)
+                if _done(given, c, name) and _done(given, c, given.against)
             }
             if kept:
                 print(_row(given, benches, name, kept))
@@ -115,9 +117,52 @@ def rank(given: argparse.Namespace) -> None:
         print(f"| {score} | {rho:.2f} | {regret:.1f} | {len(pairs)} |")
 
 
+def wrong(given: argparse.Namespace) -> None:
+    """What a prior costs where the target's labels have other shares than it says: text and test are drawn anew by label.
+
+    Each label's share is multiplied or divided by a factor, by a coin's toss, or is 0 by one; five draws, the same for all strengths.
+    """
+    benches = {pool: Bench(pool, given.out, given.dev, given.test) for pool in given.pools}
+    kinds = {
+        "as they are": (1.0, 1.0),
+        "× 1.5 or / 1.5": (1.5, 1 / 1.5),
+        "× 2 or / 2": (2.0, 0.5),
+        "half are missing": (1.0, 0.0),
+    }
+    print("| true shares | gain at 0.25 | at 0.5 | at 0.9 | cells |\n|---|---|---|---|---|")
+    for kind, factors in kinds.items():
+        found = []
+        for cell in cells(given):
+            if cell.mode == "Exc" and cell.k == 5 and _done(given, cell, "wudi+head+prior"):
+                found.append(_gains(benches[cell.pool], cell, factors))
+        print(f"| {kind} | {' | '.join(f'{one:+.1f}' for one in np.mean(found, axis=0))} | {len(found)} |")
+
+
+def _gains(bench: Bench, cell: Cell, factors: tuple[float, float]) -> np.ndarray:
+    """Gain of each strength in points, a mean over draws."""
+    text, test = bench.seen(cell, "wudi+head"), logits_of(bench, cell, "wudi+head")["test"]
+    train = bench.evaluator.task.load(cell.target, "train")
+    by_id = dict(zip(train.ids, train.labels.tolist(), strict=True))
+    labels = np.array([by_id[row] for row in text.ids])
+    prior = ordered_prior(bench.prior(cell), bench.evaluator.task.labels)
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(5):
+        factor = np.where(rng.random(len(prior)) < 0.5, *factors)
+        rows, asked = (
+            rng.choice(len(own), len(own), p=factor[own] / factor[own].sum()) for own in (labels, test.labels)
+        )
+        z, truth = test.values[asked], test.labels[asked]
+        right = [
+            np.mean((z + aligning_bias(text.values[rows], prior, strength)).argmax(1) == truth)
+            for strength in (0.25, 0.5, 0.9)
+        ]
+        gains.append(100 * (np.array(right) - np.mean(z.argmax(1) == truth)))
+    return np.asarray(np.mean(gains, axis=0))
+
+
 def main() -> None:
     """Print what is asked for."""
-    commands: dict[str, Callable[[argparse.Namespace], None]] = {"table": table, "rank": rank}
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {"table": table, "rank": rank, "wrong": wrong}
     given = arguments(list(commands), str(__doc__))
     commands[given.command](given)
 
