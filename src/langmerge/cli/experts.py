@@ -98,7 +98,7 @@ def train(
         seed=seed,
         freeze_embeddings=freeze_embeddings,
     )
-    if keeps_head(start, loaded.labels):
+    if Path(start).is_dir() and keeps_head(start, loaded.labels):
         tell(f"note: {base} is a classifier for these labels: training goes on from it, head and all")
     trained = train_pool(pool, base=start, task=loaded, locales=chosen, training=training, progress=bars)
 
