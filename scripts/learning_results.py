@@ -150,9 +150,8 @@ class Bench:
         )
 
     def merged(self, cell: Cell, recipe: Recipe, split: str) -> Logits:
-        plan = make_plan(recipe)
-        own = signature(recipe_payload(plan))
-        return self.evaluator.logits(lambda: self.resident.filled(plan, own), own, cell.target, split)
+        own = signature(recipe_payload(make_plan(recipe)))
+        return self.evaluator.logits(lambda: self.filled(recipe), own, cell.target, split)
 
     def measured(self, cell: Cell, name: str) -> Recipe:
         """A merge by statistics, which are made once for each set of sources."""

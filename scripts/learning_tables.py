@@ -2,7 +2,7 @@
 
 python scripts/learning_tables.py table OUT POOL [POOL…] --targets … [--against best]
 python scripts/learning_tables.py rank  OUT POOL [POOL…] --targets …     label-free scores as judges of what is kept
-    python scripts/learning_tables.py wrong OUT POOL [POOL…] --targets …     what a wrong prior costs
+python scripts/learning_tables.py wrong OUT POOL [POOL…] --targets …     what a wrong prior costs
 """
 
 import argparse

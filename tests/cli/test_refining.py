@@ -162,6 +162,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(
         (("--target", "sw-KE", "--text", "two.txt", "--controls", "nowhere"), "nowhere/pool.yaml does not exist"),
         (("--target", "sw-KE", "--text", "two.txt", "--rounds", "-1"), "--rounds"),
         (("--target", "sw-KE", "--text", "two.txt", "--rounds", "0"), "no rounds and no prior"),
+        (("--target", "sw-KE", "--text", "two.txt", "--strength", "0.9"), "give --prior, or leave it out"),
         (("--target", "sw-KE", "--text", "two.txt", "--prior", "uniform"), "name it with --task"),
         (("--target", "sw-KE", "--text", "two.txt", "--prior", "none.json"), "none.json cannot be read"),
         (("--target", "sw-KE", "--text", "two.txt", "--temperature", "0"), "--temperature"),
@@ -190,6 +191,16 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert says in last
     assert sum(line.startswith("error: ") for line in ran.err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blank.txt", "one.txt", "two.txt"]
+
+
+def test_a_prior_alone_has_no_use_for_teachers(run: Run, pool: Pool, merged: Path, tmp_path: Path) -> None:
+    ran = run(
+        "refine", merged, "--target", "sw-KE", "--task", pool.task, "--rounds", "0", "--prior", "uniform",
+        "--teacher", pool.expert("de-DE"), "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert (ran.code, ran.out) == (2, "")
+    assert "without rounds nothing learns from a teacher" in ran.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_is_none(run: Run, pool: Pool, tmp_path: Path) -> None:

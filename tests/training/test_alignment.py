@@ -8,17 +8,16 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from langmerge.errors import CheckpointError, InputError
+from langmerge.errors import CheckpointError, InputError, TrainingError
 from langmerge.models import load_classifier, predict_logits
 from langmerge.tasks import Unlabelled
-from langmerge.training import Refinement, refine_classifier, soft_labels
+from langmerge.training import Refinement, alignment, refine_classifier, soft_labels
 from langmerge.training.alignment import (
     TEMPERATURE,
     aligning_bias,
     distance,
     head_bias,
     ordered_prior,
-    shift,
 )
 from tests.training.half_trained import FAST, changed, drawn, encoded, saying, weights
 
@@ -88,6 +87,19 @@ def test_bad_priors(prior: dict[str, float], says: str) -> None:
         ordered_prior(prior, ["a", "b"])
 
 
+def test_no_bias_without_predictions() -> None:
+    logits = drawn_logits()
+    logits[3, 2] = np.nan
+    with pytest.raises(TrainingError, match="NaN or infinity"):
+        aligning_bias(logits, np.full(7, 1 / 7), 0.5)
+
+
+def test_a_minimum_that_is_not_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "STEPS", 2)
+    with pytest.raises(TrainingError, match="no bias reaches the prior"):
+        aligning_bias(8 * drawn_logits(), np.random.default_rng(1).dirichlet(np.ones(7)), 1.0)
+
+
 # Where it goes.
 
 
@@ -98,7 +110,8 @@ def test_the_heads_bias_is_found_by_its_gradient(folder: Path, text: Unlabelled)
     assert head_bias(model, rows[0]) is model.classifier.out_proj.bias
     assert not any(parameter.requires_grad for parameter in model.parameters())
     before = predict_logits(model, rows, bf16=False)
-    shift(model, rows[0], np.array([-0.75, 0.75]))
+    with torch.no_grad():
+        head_bias(model, rows[0]).add_(torch.tensor([-0.75, 0.75]))
     assert predict_logits(model, rows, bf16=False) - before == pytest.approx(
         np.tile([-0.75, 0.75], (len(rows), 1)), abs=1e-5
     )
@@ -140,7 +153,9 @@ def test_every_rounds_teacher_is_aligned_and_so_is_the_result(folder: Path, text
     labels = soft_labels([logits + aligning_bias(logits, prior, 1.0)], 1.0)
     plain = Refinement(**{**FAST, "rounds": 1})  # type: ignore[arg-type]
     refine_classifier(by_hand, rows, saying(labels.astype(np.float64)), refinement=plain)
-    shift(by_hand, rows[0], aligning_bias(predict_logits(by_hand, rows, bf16=False), prior, 1.0))
+    bias = aligning_bias(predict_logits(by_hand, rows, bf16=False), prior, 1.0)
+    with torch.no_grad():
+        by_hand.classifier.out_proj.bias.add_(torch.from_numpy(bias))
     went = refine_classifier(told, rows, refinement=aligned(1))
     held = np.random.default_rng([0, 0]).permutation(40)[:4]
     for name, value in weights(by_hand).items():
@@ -160,6 +175,15 @@ def test_dev_labels_leave_out_an_alignment_that_harms(folder: Path, text: Unlabe
     assert went.alignment is not None
     assert (went.alignment["kept"], went.alignment["dev_accuracy"][0]) == (False, 1.0)
     assert not changed(before, model)
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_broken_model_is_told_of(folder: Path, text: Unlabelled, rounds: int) -> None:
+    model, rows = load_classifier(folder), encoded(folder, text)
+    with torch.no_grad():
+        model.classifier.out_proj.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="weights are broken"):
+        refine_classifier(model, rows, refinement=aligned(rounds))
 
 
 def test_nothing_to_do_and_other_labels(folder: Path, text: Unlabelled) -> None:

@@ -39,7 +39,7 @@ def test_the_temperature_softens(temperature: float, expected: float) -> None:
 
 
 def test_a_broken_teacher_is_an_error() -> None:
-    with pytest.raises(TrainingError, match="teacher gives NaN"):
+    with pytest.raises(TrainingError, match="gives NaN or infinity"):
         soft_labels([np.array([[0.0, np.nan]])], 1.0)
 
 

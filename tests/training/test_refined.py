@@ -48,12 +48,13 @@ def test_same_seed_same_bytes_and_a_receipt(folder: Path, text: Unlabelled, tmp_
     assert load_classifier(tmp_path / "a").config.id2label == {0: "alarm", 1: "music"}
 
 
+@pytest.mark.parametrize("prior", [None, {"alarm": 0.7, "music": 0.3}])
 @pytest.mark.parametrize("after", [1, 5, 13, 19])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    folder: Path, text: Unlabelled, tmp_path: Path, after: int
+    folder: Path, text: Unlabelled, tmp_path: Path, after: int, prior: dict[str, float] | None
 ) -> None:
     """Two rounds of two epochs of five steps, interrupted within and between epochs and rounds."""
-    asked = SETTINGS.model_copy(update={"rounds": 2, "patience": 2})
+    asked = SETTINGS.model_copy(update={"rounds": 2, "patience": 2, "prior": prior})
     whole = refine_folder(folder, text, tmp_path / "whole", refinement=asked)
     assert whole.steps == 20
     out = tmp_path / "out"

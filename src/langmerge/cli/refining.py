@@ -60,8 +60,11 @@ def refine(
         ),
     ] = None,
     strength: Annotated[
-        float, typer.Option(min=0.01, max=1, help="How far towards the prior; 1 believes it wholly.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="How far towards --prior; 1 believes it wholly.", show_default="0.5"
+        ),
+    ] = None,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Model whose labels are learned instead of MODEL's own; the mean of several."),
@@ -98,6 +101,8 @@ def refine(
 
     if report not in REPORTS:
         raise InputError(f"--report is {report!r}: give dev or test")
+    if strength is not None and not prior:
+        raise InputError(f"--strength {strength:g} is how far towards a prior: give --prior, or leave it out")
     pool = Pool.load(controls) if controls is not None else None
     named = task or (pool.task if pool is not None else None)
     loaded, found = _text(named, canonical_locale(target), text, limit, data)
@@ -111,7 +116,7 @@ def refine(
         batch_size=batch_size,
         temperature=temperature,
         prior=_prior(prior, loaded, found.locale) if prior else None,
-        strength=strength,
+        strength=0.5 if strength is None else strength,
         seed=seed,
     )
     job = Job(

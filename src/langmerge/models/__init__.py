@@ -16,6 +16,7 @@ from langmerge.models.adapted import (
 )
 from langmerge.models.classifier import (
     keeps_head,
+    label_names,
     load_classifier,
     load_tokenizer,
     new_classifier,
@@ -43,6 +44,7 @@ __all__ = [
     "has_fast_bf16",
     "is_adapter",
     "keeps_head",
+    "label_names",
     "length_bucketed",
     "load_adapted_classifier",
     "load_classifier",

@@ -98,8 +98,13 @@ def keeps_head(base: str | Path, labels: Sequence[str]) -> bool:
         config = AutoConfig.from_pretrained(_local_or_id(base))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"No model can be read from {base}: {_first_line(error)}") from error
+    return label_names(config) == list(labels)
+
+
+def label_names(config: Any) -> list[str]:
+    """A classifier's label names in the order of its logits, also where they are LABEL_0, LABEL_1, …"""
     found = config.id2label
-    return [str(found[column]) for column in sorted(found)] == list(labels)
+    return [str(found[column]) for column in sorted(found)]
 
 
 def _renew_head(model: Any) -> None:

@@ -6,8 +6,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from langmerge.errors import TrainingError
+
 COLLAPSED = 0.5
 """A model that predicts less than this share of the classes that its teacher predicts has collapsed."""
+
+
+def check_finite(logits: Float[np.ndarray, "n c"]) -> None:
+    """Refuse what is no prediction.
+
+    Raises:
+        TrainingError: a logit is NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
+        raise TrainingError("A model gives NaN or infinity: its weights are broken")
 
 
 def divergence(

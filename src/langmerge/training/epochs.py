@@ -25,12 +25,6 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def label_names(model: Any) -> list[str]:
-    """A classifier's label names in the order of its logits."""
-    found = model.config.id2label
-    return [str(found[column]) for column in sorted(found)]
-
-
 def fixed_parameters(model: Any, *, freeze_embeddings: bool) -> list[torch.nn.Parameter]:
     """What does not train: weights that only pool, and the word embeddings when asked."""
     inner = bare(model)

@@ -10,11 +10,12 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from langmerge import __version__
-from langmerge.checkpoint import folder_signature, label_names, new_folder, read_json
+from langmerge.checkpoint import folder_signature, new_folder
 from langmerge.errors import PoolError
 from langmerge.models import (
     PROVENANCE_FILE,
     encode,
+    keeps_head,
     load_classifier,
     load_tokenizer,
     new_classifier,
@@ -148,7 +149,7 @@ def _provenance(base: Path | str) -> dict[str, Any]:
 
 def _train_one(pool: Pool, task: Task, locale: str, training: Training, progress: Progress) -> dict[str, Any]:
     model, tokenizer = load_classifier(pool.base_folder), load_tokenizer(pool.base_folder)
-    if label_names(read_json(pool.base_folder / "config.json")) != task.labels:
+    if not keeps_head(pool.base_folder, task.labels):
         raise PoolError(f"the base of pool {pool.root} has other labels than {task.name}: make the pool anew")
     train = task.load(locale, "train").limited(training.max_train)
     dev = task.load(locale, "dev").limited(training.max_dev)

@@ -12,17 +12,17 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from langmerge.errors import InputError, TrainingError
+from langmerge.models.classifier import label_names
 from langmerge.models.prediction import predict_logits
 from langmerge.progress import Advance, Progress, silent
-from langmerge.training.alignment import aligning_bias, distance, head_bias, ordered_prior, shift
-from langmerge.training.diagnostics import collapse_notes, divergence, spread
+from langmerge.training.alignment import aligning_bias, distance, head_bias, ordered_prior
+from langmerge.training.diagnostics import check_finite, collapse_notes, divergence, spread
 from langmerge.training.epochs import (
     Best,
     Encoded,
     adamw,
     fixed_parameters,
     frozen,
-    label_names,
     linear_schedule,
     put_back,
     run_epoch,
@@ -47,8 +47,7 @@ def soft_labels(logits: Sequence[np.ndarray], temperature: float) -> np.ndarray:
     """
     total = np.zeros(logits[0].shape)
     for one in logits:
-        if not np.isfinite(one).all():
-            raise TrainingError("The teacher gives NaN or infinity: its weights are broken")
+        check_finite(one)
         scaled = one.astype(np.float64) / temperature
         odds = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         total += odds / odds.sum(axis=1, keepdims=True)
@@ -87,14 +86,19 @@ def refine_classifier(
         progress: told of steps.
 
     Raises:
-        TrainingError: fewer than two texts, a loss that is not finite, or a teacher with logits of another shape.
-        InputError: a prior for other labels, or neither rounds nor a prior.
+        TrainingError: fewer than two texts, a loss that is not finite, or a teacher with logits of another shape or that
+            are not finite.
+        InputError: a prior for other labels, neither rounds nor a prior, or teachers without rounds.
         CheckpointError: a prior, and a head without a bias.
     """
     if len(encoded) < 2:
         raise TrainingError(f"Refinement needs 2 texts or more (one is held out): found {len(encoded)}")
     if not refinement.rounds and refinement.prior is None:
         raise InputError("no rounds and no prior: there is nothing to do")
+    if not refinement.rounds and teach is not None:
+        raise InputError(
+            "without rounds nothing learns from a teacher: leave the teachers out, or refine for a round"
+        )
     work = _Refining(model, encoded, teach, refinement, dev, state, signature, save_every)
     device = next(model.parameters()).device
     total = refinement.rounds * refinement.epochs * work.steps
@@ -139,8 +143,8 @@ class _Refining:
         self.prior: np.ndarray | None = None
         self.alignment: dict[str, Any] | None = None
         if self.asked.prior is not None:
-            self.prior = ordered_prior(self.asked.prior, label_names(model))
-            head_bias(model, encoded[0])
+            self.prior = ordered_prior(self.asked.prior, label_names(model.config))
+            self.bias = head_bias(model, encoded[0])
         self.order = torch.Generator()
         self.started = self.saved = time.perf_counter()
         self.done = 0
@@ -170,15 +174,16 @@ class _Refining:
         """Move the head's bias, unless dev labels say that it does harm."""
         logits = self._own_logits()
         bias = aligning_bias(logits, prior, self.asked.strength)
-        scores = None if self.dev is None else [self._dev_accuracy(), self._dev_accuracy(bias)]
+        scores = None if self.dev is None else self._dev_accuracies(0.0, bias)
         kept = scores is None or scores[1] >= scores[0]
         if kept:
-            shift(self.model, self.encoded[0], bias)
+            with torch.no_grad():
+                self.bias.add_(torch.from_numpy(bias).to(self.bias))
         self.alignment = {
             "kept": kept,
             "dev_accuracy": scores,
             "distance": [distance(logits, prior), distance(logits + bias, prior)],
-            "bias": dict(zip(label_names(self.model), bias.tolist(), strict=True)),
+            "bias": dict(zip(label_names(self.model.config), bias.tolist(), strict=True)),
         }
 
     def found(self) -> Refined:
@@ -207,7 +212,7 @@ class _Refining:
         self.order.manual_seed(seed)
         self._new_optimizer()
         if self.dev is not None:
-            self.best.offer(self.model, self._dev_accuracy(), 0)
+            self.best.offer(self.model, self._dev_accuracies(0.0)[0], 0)
         self._save()
 
     def _run_round(self, advance: Advance) -> None:
@@ -261,15 +266,16 @@ class _Refining:
         }
         score = -entry["cross_entropy"]
         if self.dev is not None:
-            score = entry["dev_accuracy"] = self._dev_accuracy()
+            score = entry["dev_accuracy"] = self._dev_accuracies(0.0)[0]
         self.history.append(entry)
         self.best.offer(self.model, score, self.epoch)
 
-    def _dev_accuracy(self, bias: np.ndarray | float = 0.0) -> float:
+    def _dev_accuracies(self, *biases: np.ndarray | float) -> list[float]:
+        """Dev accuracy with each of these added to the logits."""
         assert self.dev is not None
         encoded, labels = self.dev
-        logits = predict_logits(self.model, encoded, bf16=self.asked.bf16) + bias
-        return float(np.mean(logits.argmax(axis=1) == labels))
+        logits = predict_logits(self.model, encoded, bf16=self.asked.bf16)
+        return [float(np.mean((logits + bias).argmax(axis=1) == labels)) for bias in biases]
 
     def _own_logits(self) -> np.ndarray:
         return predict_logits(self.model, self.encoded, bf16=self.asked.bf16)

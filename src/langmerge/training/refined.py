@@ -15,6 +15,7 @@ from langmerge.errors import CheckpointError, DataError, OutputError
 from langmerge.models import (
     best_device,
     encode,
+    label_names,
     load_model,
     model_signature,
     predict_logits,
@@ -23,7 +24,6 @@ from langmerge.models import (
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
 from langmerge.tasks import Examples, Unlabelled
-from langmerge.training.epochs import label_names
 from langmerge.training.refine import SAVE_EVERY, refine_classifier
 from langmerge.training.refinement import Refined, Refinement
 
@@ -112,7 +112,7 @@ def refine_folder(
         return RefinedFolder(out, found, kept=True)
     _check_places(out, inputs, overwrite=overwrite)
     classifier, tokenizer = load_model(model, base=base)
-    names = label_names(classifier)
+    names = label_names(classifier.config)
     encoded = encode(tokenizer, text.texts)
     chosen_by = _encoded_dev(dev, names, tokenizer, model) if dev else None
 
@@ -226,7 +226,7 @@ def _teacher_logits(
 ) -> np.ndarray:
     """A teacher's logits with its columns in the student's order; it reads the text with its own tokenizer."""
     teacher, tokenizer = load_model(folder)
-    own = label_names(teacher)
+    own = label_names(teacher.config)
     if sorted(own) != sorted(names):
         other = sorted(set(own) ^ set(names))
         raise CheckpointError(
