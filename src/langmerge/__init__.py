@@ -21,6 +21,7 @@ _HOMES = {
     "evaluate_model": "langmerge.evaluate",
     "errors": "langmerge.errors",
     "learn": "langmerge.learn",
+    "adapters": "langmerge.adapters",
 }
 _RENAMED = {"plan": "make_plan"}
 
@@ -30,6 +31,7 @@ __all__ = [
     "Pool",
     "Recipe",
     "TransferMatrix",
+    "adapters",
     "errors",
     "evaluate_model",
     "learn",
@@ -44,7 +46,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'langmerge' has no attribute {name!r}")
     home = import_module(_HOMES[name])
-    return home if name in ("errors", "learn") else getattr(home, _RENAMED.get(name, name))
+    return home if name in ("errors", "learn", "adapters") else getattr(home, _RENAMED.get(name, name))
 
 
 def __dir__() -> list[str]:

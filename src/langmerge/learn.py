@@ -1,9 +1,10 @@
 """`lm.learn`: what learns from data, under one name. The parts live in `langmerge.learned` and `langmerge.adapting`."""
 
+from langmerge.adapters.lora import Factors
 from langmerge.adapting import Adapted, Decision, Problem, Resident, adapt, decide
 from langmerge.learned.adamerging import Learned, TextStream, learn
 from langmerge.learned.bounds import Bounds
-from langmerge.learned.deltas import Deltas, Factors, HeldDeltas, LoraDeltas, MappedDeltas
+from langmerge.learned.deltas import Deltas, HeldDeltas, LoraDeltas, MappedDeltas
 from langmerge.learned.groups import Grouping, grouping
 from langmerge.learned.lora import lora_deltas
 from langmerge.learned.objectives import Composed, Objective, entropy, infomax, teacher

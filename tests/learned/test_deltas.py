@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from langmerge.adapters.lora import Factors
 from langmerge.errors import InputError
-from langmerge.learned.deltas import Factors, HeldDeltas, LoraDeltas
+from langmerge.learned.deltas import HeldDeltas, LoraDeltas
 from tests.learned.models import SOURCES
 
 NAME = "layer.weight"

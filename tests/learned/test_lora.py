@@ -90,7 +90,9 @@ def test_coefficients_of_adapters_are_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"peft_type": "IA3"}, "'IA3'"),
+        ({"peft_type": "ADALORA"}, "'ADALORA'"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"a_setting_of_tomorrow": 3}, "a_setting_of_tomorrow"),
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "biases"),
         ({"init_lora_weights": "pissa"}, "changes the base"),

@@ -11,11 +11,13 @@ from langmerge.checkpoint.fingerprint import (
 )
 from langmerge.checkpoint.folder import check_output, new_folder
 from langmerge.checkpoint.header import DTYPES, TensorInfo, read_header
-from langmerge.checkpoint.places import read_json
-from langmerge.checkpoint.reader import Checkpoint, label_names, not_finite, open_checkpoint
+from langmerge.checkpoint.places import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from langmerge.checkpoint.reader import Checkpoint, label_names, not_finite, open_adapter, open_checkpoint
 from langmerge.checkpoint.writer import Slot, WeightWriter
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "CHUNK",
     "DTYPES",
     "Checkpoint",
@@ -31,6 +33,7 @@ __all__ = [
     "label_names",
     "new_folder",
     "not_finite",
+    "open_adapter",
     "open_checkpoint",
     "read_header",
     "read_json",

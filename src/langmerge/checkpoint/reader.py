@@ -14,6 +14,8 @@ from langmerge.checkpoint.header import DTYPES, TensorInfo, read_header
 from langmerge.checkpoint.mapping import WeightFiles, changed
 from langmerge.checkpoint.pickled import pickled_files, unpickled
 from langmerge.checkpoint.places import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     INDEX,
     SINGLE,
     Stamp,
@@ -143,6 +145,24 @@ def open_checkpoint(folder: Path | str, *, pickle: bool = False) -> Checkpoint:
     opened = _opened(folder, config, [work.new / SINGLE], [], stamps)
     weakref.finalize(opened, work.remove)
     return opened
+
+
+def open_adapter(folder: Path | str) -> Checkpoint:
+    """Open a PEFT adapter's folder by its header; `config` is its adapter_config.json.
+
+    Raises:
+        CheckpointError: no such folder, no adapter in it, or files that cannot or must not be read.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+        raise CheckpointError(f"adapter folder {folder} does not exist")
+    check_places(folder)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{folder} holds no adapter: it has no {ADAPTER_CONFIG}")
+    config = read_json(folder / ADAPTER_CONFIG)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f"the adapter {folder} has no {ADAPTER_WEIGHTS}: save it with PEFT's save_pretrained")
+    return _opened(folder, config, [folder / ADAPTER_WEIGHTS], [])
 
 
 def _opened(

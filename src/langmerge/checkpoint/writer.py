@@ -63,13 +63,16 @@ class WeightWriter:
         folder: an existing folder.
         slots: the tensors, in the order of the files.
         max_shard: largest file, in bytes.
+        single: name of the file where there is one.
 
     Raises:
         OutputError: the disk has not enough space.
         OSError: a file cannot be made.
     """
 
-    def __init__(self, folder: Path, slots: Sequence[Slot], *, max_shard: int = 5_000_000_000) -> None:
+    def __init__(
+        self, folder: Path, slots: Sequence[Slot], *, max_shard: int = 5_000_000_000, single: str = SINGLE
+    ) -> None:
         shards = shards_of(slots, max_shard)
         self._total = sum(slot.nbytes for slot in slots)
         _check_space(folder, self._total)
@@ -77,7 +80,7 @@ class WeightWriter:
         names = (
             [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
             if count > 1
-            else [SINGLE]
+            else [single]
         )
         self._folder = folder
         self._files: list[int] = []

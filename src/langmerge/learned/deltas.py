@@ -3,15 +3,14 @@
 The gradient needs no autograd through the merge: θ(λ) = θ_0 + Σ λ_k τ_k is linear, so ∂L/∂λ_k = ⟨∂L/∂θ, τ_k⟩ exactly.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from langmerge.adapters.lora import Factors, norm
 from langmerge.engine.resident import ResidentMerge
 from langmerge.errors import InputError
 
@@ -121,21 +120,6 @@ class HeldDeltas:
         return np.array([float(one.double().flatten() @ gradient) for one in tau])
 
 
-@dataclass(frozen=True)
-class Factors:
-    """One source's LoRA factors of one tensor: τ = scale · B A.
-
-    Attributes:
-        a: (rank, in).
-        b: (out, rank).
-        scale: alpha / rank, or alpha / √rank for rsLoRA.
-    """
-
-    a: Tensor
-    b: Tensor
-    scale: float
-
-
 class LoraDeltas:
     """Task vectors that are products: ⟨G, s B A⟩ = s ⟨Bᵀ G, A⟩, and none is ever multiplied out by itself.
 
@@ -169,7 +153,7 @@ class LoraDeltas:
                         f"of shape {tuple(base[name].shape)}"
                     )
         self.norms: Mapping[str, Numbers] = {
-            name: np.array([_product_norm(one) if one else 0.0 for one in row])
+            name: np.array([norm([one]) if one else 0.0 for one in row])
             for name, row in factors.items()
         }
         self.tensors = tuple(name for name in factors if self.norms[name].any())
@@ -195,9 +179,3 @@ class LoraDeltas:
                 for one in self._factors[tensor]
             ]
         )
-
-
-def _product_norm(one: Factors) -> float:
-    """‖s B A‖ from rank × rank matrices: tr(BᵀB AAᵀ)."""
-    a, b = one.a.double(), one.b.double()
-    return abs(one.scale) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))

@@ -1,31 +1,16 @@
 """PEFT's LoRA adapters as task vectors that are never multiplied out."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from langmerge.checkpoint import read_json
+from langmerge.adapters.lora import Factors
+from langmerge.adapters.reading import open_parsed
 from langmerge.errors import CheckpointError
-from langmerge.learned.deltas import Deltas, Factors, HeldDeltas, LoraDeltas, Numbers
-
-_PREFIX = "base_model.model."
-_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<which>[AB])\.weight$")
-_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways of drawing A and B that leave the base as it was; others (PiSSA, OLoRA, LoftQ, CorDA) change it."""
-_UNSUPPORTED = (
-    "use_dora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "layer_replication",
-    "trainable_token_indices",
-    "use_qalora",
-)
+from langmerge.learned.deltas import Deltas, HeldDeltas, LoraDeltas, Numbers
 
 
 class JoinedDeltas:
@@ -89,60 +74,19 @@ def lora_deltas(model: Any, adapters: Mapping[str, Path]) -> JoinedDeltas:
 
 def _read(folder: Path, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """Factors by tensor, and tensors that were trained as a whole."""
-    config = read_json(folder / "adapter_config.json")
-    _check(folder, config)
-    pairs: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
-    try:
-        stored = load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"adapter {folder}: adapter_model.safetensors cannot be read: {error}"
-        ) from None
-    for key, tensor in stored.items():
-        name = key.removeprefix(_PREFIX)
-        if match := _FACTOR.match(name):
-            pairs.setdefault(f"{match['module']}.weight", {})[match["which"]] = tensor.float()
-        else:
-            whole[name] = tensor.float()
-    for name in (*pairs, *whole):
+    adapter = open_parsed(folder)
+    if adapter.kind != "lora":
+        raise CheckpointError(f"adapter {folder} is {adapter.kind}: only lora has factors")
+    if adapter.config.get("fan_in_fan_out"):
+        raise CheckpointError(f"adapter {folder} has fan_in_fan_out: its base holds matrices the other way round")
+    for name in (*(f"{module}.weight" for module in adapter.keys), *adapter.whole):
         if name not in parameters:
             raise CheckpointError(
                 f"adapter {folder}: the base has no tensor {name!r}: is this the base it was trained on?"
             )
-    if odd := [name for name, pair in pairs.items() if set(pair) != {"A", "B"}]:
-        raise CheckpointError(f"adapter {folder}: {odd[0]!r} has lora_{'/'.join(pairs[odd[0]])} alone")
-    found = {
-        name: Factors(
-            pair["A"].to(parameters[name]),
-            pair["B"].to(parameters[name]),
-            _scale(config, name, len(pair["A"])),
-        )
-        for name, pair in pairs.items()
-    }
+    found = {}
+    for module in adapter.keys:
+        one, like = adapter.factors(module), parameters[f"{module}.weight"]
+        found[f"{module}.weight"] = Factors(one.a.to(like), one.b.to(like), one.scale)
+    whole = {name: adapter.checkpoint.read_finite(key) for name, key in adapter.whole.items()}
     return found, whole
-
-
-def _check(folder: Path, config: Mapping[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"adapter {folder} is {config.get('peft_type')!r}: only LORA has factors")
-    if bad := [key for key in _UNSUPPORTED if config.get(key)]:
-        raise CheckpointError(f"adapter {folder} has {bad[0]}: its delta is no product of two factors")
-    if config.get("bias", "none") != "none":
-        raise CheckpointError(
-            f"adapter {folder} trains biases (bias: {config['bias']}): only bias: none is exact"
-        )
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        raise CheckpointError(
-            f"adapter {folder} began with init_lora_weights: {config['init_lora_weights']!r}, which changes the base"
-        )
-
-
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    module = name.removesuffix(".weight")
-    alphas: Mapping[str, float] = config.get("alpha_pattern") or {}
-    # As PEFT has it: a pattern is the whole of a module's name or its end, behind a dot.
-    alpha = next(
-        (a for key, a in alphas.items() if re.match(rf"(.*\.)?({key})$", module)), config["lora_alpha"]
-    )
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)

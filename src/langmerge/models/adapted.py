@@ -7,12 +7,9 @@ from typing import Any
 import torch
 import xxhash
 
-from langmerge.checkpoint import folder_signature, read_json
+from langmerge.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, folder_signature, read_json
 from langmerge.errors import CheckpointError, MissingExtraError
 from langmerge.models.classifier import load_classifier, load_tokenizer
-
-ADAPTER_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -41,8 +38,8 @@ def load_adapted_classifier(
         from peft import PeftModel
     except ModuleNotFoundError as error:
         raise MissingExtraError("peft", extra="adapters", needed_for=f"the adapter {folder}") from error
-    if not (folder / _WEIGHTS).is_file():
-        raise CheckpointError(f"the adapter {folder} has no {_WEIGHTS}: save it with PEFT's save_pretrained")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f"the adapter {folder} has no {ADAPTER_WEIGHTS}: save it with PEFT's save_pretrained")
     place = adapter_base(folder, base)
     bare = load_classifier(place, device=device)
     try:
@@ -99,9 +96,9 @@ def model_signature(folder: Path, *, base: Path | str | None = None) -> str:
     place = adapter_base(folder, base)
     config = {**read_json(folder / ADAPTER_CONFIG), "base_model_name_or_path": None}
     try:
-        weights = (folder / _WEIGHTS).read_bytes()
+        weights = (folder / ADAPTER_WEIGHTS).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"the adapter {folder} has no {_WEIGHTS}: {error.strerror}") from None
+        raise CheckpointError(f"the adapter {folder} has no {ADAPTER_WEIGHTS}: {error.strerror}") from None
     stands_on = folder_signature(place) if isinstance(place, Path) else str(place)
     said = "\n".join(f"{key}={config[key]!r}" for key in sorted(config))
     parts = (xxhash.xxh3_128_hexdigest(weights), said, stands_on)

@@ -1,0 +1,47 @@
+"""How far a language moves an adapter, in numbers: by module, by layer, over all."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def by_layer(said: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """‖P2 − P3‖ / ‖P1‖ and the cosine for each layer; modules without a number of a layer stand by themselves."""
+    places = {name: one for found in said.values() for name, one in found.get("places", {}).items()} or said
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, one in places.items():
+        number = _LAYER.search(f"{name}.")
+        groups.setdefault(number[1] if number else name, []).append(one)
+    return {name: totals(group) for name, group in groups.items()}
+
+
+def totals(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Norms over several modules: squares add up, and so do inner products."""
+    rows = list(found)
+    task, moved = (math.sqrt(sum(row[key] ** 2 for row in rows)) for key in ("task", "divergence"))
+    dot = sum(row["cosine"] * row["task"] * row["divergence"] for row in rows)
+    made = {
+        "ratio": moved / task if task else None,
+        "cosine": dot / (task * moved) if task * moved else 0.0,
+    }
+    if any("lost" in row for row in rows):
+        lost, merged = (math.sqrt(sum(row.get(key, 0.0) ** 2 for row in rows)) for key in ("lost", "merged"))
+        made["error"] = lost / merged if merged else 0.0
+    if any("clipped" in row for row in rows):
+        made["clipped"] = sum(row.get("clipped", 0) for row in rows)
+    return made
+
+
+def measured(own: Tensor, moved: Tensor) -> tuple[float, float, float]:
+    x, y = own.double().flatten(), moved.double().flatten()
+    size = float(x.norm() * y.norm())
+    return float(x.norm()), float(y.norm()), float(x @ y) / size if size else 0.0
+
+
+def said_of(task: float, divergence: float, cosine: float) -> dict[str, Any]:
+    return {"task": task, "divergence": divergence, "cosine": cosine}
