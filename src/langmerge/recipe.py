@@ -85,7 +85,7 @@ class Recipe(BaseModel):
         parameters: of the method.
         coefficients: a number per source, a coefficients file, or nothing for uniform.
         embeddings: `merge` like everything else, `mean` of the sources, `base`, or `source:<name>` for one source's.
-        head: the same for the head; `mean` does not look at the base's. `regmean` merges its matrices by the Grams in
+        head: the same for the head; with `base` other heads of the sources are not looked at, `mean` does not look at the base's. `regmean` merges its matrices by the Grams in
             `statistics`, whatever the method, and gives the rest the mean.
         layers: numbers of the layers that the method merges, like `4-7` or `0-3,8`; all by default.
         other_layers: what becomes of the others: `base`, `mean` or `source:<name>`.
@@ -160,6 +160,14 @@ class Recipe(BaseModel):
     def weights(self) -> Coefficients:
         """The coefficients, uniform where none were given."""
         return self.coefficients or Coefficients.uniform(tuple(self.sources))
+
+    def recorded(self) -> dict[str, Any]:
+        """As a receipt keeps it: from another folder, too, it must name the same inputs."""
+        dumped = self.model_dump(mode="json", exclude_none=True, exclude={"statistics"})
+        dumped["base"] = str(self.base.absolute())
+        dumped["sources"] = {name: str(folder.absolute()) for name, folder in self.sources.items()}
+        files = {name: str(file.absolute()) for name, file in self.statistics.items()}
+        return dumped | ({"statistics": files} if files else {})
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

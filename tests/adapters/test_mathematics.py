@@ -108,7 +108,7 @@ def test_of_a_matrix_and_of_its_factors() -> None:
 def test_the_core_space_loses_nothing() -> None:
     blocks = [ONE, TWO, Factors(ONE.a, TWO.b @ torch.ones(2, 3, dtype=torch.float64), 1.0)]
     bases = Bases.of(blocks)
-    assert (bases.left.shape[1], bases.right.shape[0]) == (5, 5)
+    assert (bases.left.shape, bases.right.shape) == ((9, 8), (8, 11))
     for one in blocks:
         torch.testing.assert_close(
             bases.factors(bases.core(one)).product(), one.product(), rtol=0, atol=1e-11

@@ -1,7 +1,6 @@
 """PEFT's adapters as task vectors."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,11 @@ from langmerge.learned.groups import grouping
 from langmerge.learned.lora import lora_deltas
 from langmerge.learned.objectives import Composed
 from langmerge.models import predict_logits
+from tests.adapters.made import write_adapter
 from tests.learned.models import TEXT, quick
 from tests.tiny import xlm_roberta
 
-peft = pytest.importorskip("peft")
-
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
-
-def write_adapter(folder: Path, seed: int, **changes: Any) -> Any:
-    """An adapter with drawn factors and a head of its own, on the base of seed 3; returns PEFT's merged model."""
-    options = {"r": 2, "lora_alpha": 6, "target_modules": ["query", "output.dense"], **changes}
-    config = peft.LoraConfig(task_type="SEQ_CLS", modules_to_save=["classifier"], **options)
-    model = peft.get_peft_model(xlm_roberta("classifier", seed=3), config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, one in model.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                one.add_(0.2 * torch.randn(one.shape, generator=generator))
-    model.save_pretrained(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return model.merge_and_unload().eval()
 
 
 VARIANTS = [

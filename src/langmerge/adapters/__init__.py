@@ -1,1 +1,20 @@
-"""Adapters combined as adapters: from files alone, exactly, and written so that PEFT loads them."""
+"""`lm.adapters`: adapters combined as adapters, from files alone, and written so that PEFT loads them."""
+
+from langmerge.adapters.full import transfer_model, transfer_recipe
+from langmerge.adapters.lora import Factors
+from langmerge.adapters.merging import Merging, merge_adapters
+from langmerge.adapters.reading import Adapter, open_parsed
+from langmerge.adapters.three import Transfer
+from langmerge.adapters.transfer import transfer_adapter
+
+__all__ = [
+    "Adapter",
+    "Factors",
+    "Merging",
+    "Transfer",
+    "merge_adapters",
+    "open_parsed",
+    "transfer_adapter",
+    "transfer_model",
+    "transfer_recipe",
+]

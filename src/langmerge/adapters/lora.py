@@ -131,11 +131,10 @@ class Bases:
 
     @classmethod
     def of(cls, blocks: Sequence[Factors]) -> "Bases":
-        """From stacked B and stacked A; p and q are their numerical ranks, so that nothing is lost."""
-        u, s, _ = torch.linalg.svd(torch.cat([one.b for one in blocks], 1), full_matrices=False)
-        left = u[:, : _numerical_rank(s)]
-        _, s, vh = torch.linalg.svd(torch.cat([one.a for one in blocks]), full_matrices=False)
-        return cls(left, vh[: _numerical_rank(s)])
+        """From stacked B and stacked A: p is Σ rank or `out`, q is Σ rank or `in`, whichever is less; nothing is lost."""
+        left, _, _ = torch.linalg.svd(torch.cat([one.b for one in blocks], 1), full_matrices=False)
+        _, _, right = torch.linalg.svd(torch.cat([one.a for one in blocks]), full_matrices=False)
+        return cls(left, right)
 
     def core(self, one: Factors) -> Float[Tensor, "p q"]:
         """An update in these bases: its scale · (leftᵀ B)(A rightᵀ)."""
@@ -146,7 +145,3 @@ class Bases:
         if core.shape[0] <= core.shape[1]:
             return Factors(core @ self.right, self.left, 1.0)
         return Factors(self.right, self.left @ core, 1.0)
-
-
-def _numerical_rank(s: Tensor) -> int:
-    return max(1, int((s > s.max() * max(s.shape[0], 1) * torch.finfo(s.dtype).eps).sum()))

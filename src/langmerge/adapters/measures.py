@@ -38,10 +38,12 @@ def totals(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def measured(own: Tensor, moved: Tensor) -> tuple[float, float, float]:
+    """‖own‖, ‖moved‖ and the cosine between them, 0 where one is zero."""
     x, y = own.double().flatten(), moved.double().flatten()
     size = float(x.norm() * y.norm())
     return float(x.norm()), float(y.norm()), float(x @ y) / size if size else 0.0
 
 
 def said_of(task: float, divergence: float, cosine: float) -> dict[str, Any]:
+    """What is kept of a module: ‖P1‖, ‖P2 − P3‖, and the cosine between them."""
     return {"task": task, "divergence": divergence, "cosine": cosine}

@@ -1,12 +1,11 @@
 """PEFT adapters as they lie on disk: which modules they change, by what, and what they trained as a whole."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from langmerge.adapters.lora import Factors
@@ -206,14 +205,3 @@ def _check_shapes(adapter: Adapter) -> None:
                 f"adapter {adapter}: its table of shape {found[0]} is not keys and values of "
                 f"{adapter.config.get('num_layers')} layers"
             )
-
-
-def stored_dtype(adapters: Sequence[Adapter], module: str) -> torch.dtype:
-    """The widest dtype in which these adapters hold a module."""
-    from langmerge.checkpoint.tensors import TORCH_DTYPES
-
-    found = [TORCH_DTYPES[one.dtype(module)] for one in adapters if module in one.keys]
-    widest = found[0]
-    for other in found[1:]:
-        widest = torch.promote_types(widest, other)
-    return widest

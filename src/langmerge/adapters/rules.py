@@ -1,5 +1,6 @@
 """What becomes of each module when three adapters are combined, by kind of adapter."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -58,7 +59,8 @@ def _lora_made(
 ) -> tuple[Sequence[Tensor], dict[str, Any]]:
     own, moved = _blocks(three, module, asked.t)
     blocks = [*own, *moved]
-    said = said_of(lora.norm(own), lora.norm(moved) / abs(asked.t), lora.cosine(own, moved))
+    cosine = math.copysign(1.0, asked.t) * lora.cosine(own, moved)
+    said = said_of(lora.norm(own), lora.norm(moved) / abs(asked.t), cosine)
     if mode == "product":
         result = lora.stacked(blocks)
         quotients = [one.scale / result.scale for one in blocks]
@@ -198,8 +200,12 @@ def _prefix_made(three: Three, t: float, mode: str) -> tuple[Sequence[Tensor], d
 
 
 def _configured_prefix(three: Three, pieces: Sequence[Piece], asked: Transfer, mode: str) -> dict[str, Any]:  # noqa: ARG001
-    # What is stored is the table itself, whatever drew it in training.
-    return {**three.one.config, "prefix_projection": False, "inference_mode": True}
+    return prefix_config(three.one)
+
+
+def prefix_config(adapter: Adapter) -> dict[str, Any]:
+    """adapter_config.json; what is stored is the table itself, whatever drew it in training."""
+    return {**adapter.config, "prefix_projection": False, "inference_mode": True}
 
 
 _Plan = Callable[[Three, Transfer, str], list[Piece]]

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from langmerge import __version__
-from langmerge.adapters.reading import RECORD, Adapter, stored_dtype
+from langmerge.adapters.reading import RECORD, Adapter
 from langmerge.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Slot, WeightWriter, new_folder
 from langmerge.checkpoint.tensors import TORCH_DTYPES
 from langmerge.errors import InputError
@@ -71,7 +72,14 @@ def dtype_of(adapters: Sequence[Adapter], module: str, asked: str) -> torch.dtyp
     """The dtype that is asked for, or the widest of those stored."""
     if asked != KEEP and asked not in DTYPES:
         raise InputError(f"dtype {asked!r}: give {KEEP} or {', '.join(DTYPES)}")
-    return stored_dtype(adapters, module) if asked == KEEP else DTYPES[asked]
+    if asked != KEEP:
+        return DTYPES[asked]
+    return dtype_of_keys([one.dtype(module) for one in adapters if module in one.keys])
+
+
+def dtype_of_keys(stored: Sequence[str]) -> torch.dtype:
+    """The widest of dtypes, as safetensors names them."""
+    return reduce(torch.promote_types, [TORCH_DTYPES[one] for one in stored])
 
 
 def rounded_by_scaling(quotients: Iterable[float], dtype: torch.dtype) -> float:
@@ -176,7 +184,7 @@ def targeted(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[str, A
     )
     own = dict(first.config)
     if not alike:
-        own |= {**dict.fromkeys(words), "target_modules": sorted(modules)}
+        own |= {word: None for word in words if word in own} | {"target_modules": sorted(modules)}
     return own | {"inference_mode": True}
 
 

@@ -161,7 +161,9 @@ def open_adapter(folder: Path | str) -> Checkpoint:
         raise CheckpointError(f"{folder} holds no adapter: it has no {ADAPTER_CONFIG}")
     config = read_json(folder / ADAPTER_CONFIG)
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f"the adapter {folder} has no {ADAPTER_WEIGHTS}: save it with PEFT's save_pretrained")
+        raise CheckpointError(
+            f"the adapter {folder} has no {ADAPTER_WEIGHTS}: save it with PEFT's save_pretrained"
+        )
     return _opened(folder, config, [folder / ADAPTER_WEIGHTS], [])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from langmerge.checkpoint import Checkpoint, TensorInfo, label_names, open_checkpoint
 from langmerge.coefficients import block_of, group_of
+from langmerge.engine.companions import BASE, companions
 from langmerge.engine.faults import (
     coefficient_faults,
     label_row_faults,
@@ -21,16 +22,12 @@ from langmerge.engine.faults import (
 )
 from langmerge.engine.labels import is_label_row, label_orders
 from langmerge.engine.measured import HEAD, is_head_matrix, statistics_read, with_statistics
-from langmerge.engine.plan import Companions, Plan, TensorPlan
+from langmerge.engine.plan import Plan, TensorPlan
 from langmerge.engine.statistics import Statistics
-from langmerge.engine.token_ids import renumbered
 from langmerge.engine.vocabulary import Alignment, align, is_vocabulary_tensor, vocabulary_size
 from langmerge.errors import CheckpointError, MethodError, PlanError
 from langmerge.methods import SPECS, checked_parameters, method_parameters, spec_of
 from langmerge.recipe import Recipe
-
-BASE = "the base"
-"""How the base is called among the checkpoints of a report."""
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
@@ -49,9 +46,11 @@ def plan_recipe(recipe: Recipe) -> Plan:
     # What opened is checked on, though the plan has failed: every fault at once.
     first = next(iter(sources.values()))
     in_base = _by_source_name(base, first) if base else None
+    kept_head = _keeps_head(recipe, in_base)
     # A masked-LM base has a head, but not this one.
-    has_head = any(group_of(name) == "head" and name in first.tensors for name in in_base or {})
-    orders, labels = label_orders(base if has_head else None, sources, faults)
+    has_head = kept_head or any(group_of(name) == "head" and name in first.tensors for name in in_base or {})
+    # Heads that nothing is taken from may be of any task.
+    orders, labels = label_orders(base if has_head else None, {} if kept_head else sources, faults)
     aligned = _alignment(base, in_base, sources, faults)
     statistics = statistics_read(recipe, parameters, sources, faults)
     planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, statistics, faults)
@@ -66,7 +65,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         raise PlanError(faults)
     donor = base if has_head and labels == label_names(base.config) else first
     return Plan(
-        recipe=_recorded(recipe),
+        recipe=recipe.recorded(),
         method=recipe.method,
         parameters=parameters,
         base=base,
@@ -75,7 +74,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         tensors=tensors,
         labels=labels,
         permuted=tuple(sorted(orders)),
-        companions=_companions(donor, base, sources, labels, aligned),
+        companions=companions(donor, base, sources, labels, aligned),
         target=recipe.target,
         settings={
             key: getattr(recipe, key) for key in ("embeddings", "head", "layers", "other_layers", "dtype")
@@ -85,13 +84,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
     )
 
 
-def _recorded(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as the receipt keeps it: from another folder, too, it must name the same inputs."""
-    dumped = recipe.model_dump(mode="json", exclude_none=True, exclude={"statistics"})
-    dumped["base"] = str(recipe.base.absolute())
-    dumped["sources"] = {name: str(folder.absolute()) for name, folder in recipe.sources.items()}
-    files = {name: str(file.absolute()) for name, file in recipe.statistics.items()}
-    return dumped | ({"statistics": files} if files else {})
+def _keeps_head(recipe: Recipe, in_base: Mapping[str, TensorInfo] | None) -> bool:
+    return recipe.head == "base" and any(group_of(name) == "head" for name in in_base or {})
 
 
 def _arithmetic_order(recipe: Recipe) -> list[str]:
@@ -209,30 +203,6 @@ def _alignment(
         return None
 
 
-def _companions(
-    donor: Checkpoint,
-    base: Checkpoint,
-    sources: Mapping[str, Checkpoint],
-    labels: tuple[str, ...] | None,
-    aligned: Alignment | None,
-) -> Companions:
-    config: dict[str, Any] = {}
-    if labels:
-        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        config["label2id"] = {label: i for i, label in enumerate(labels)}
-    differ = aligned is not None and not aligned.report["equal"]
-    if aligned and differ:
-        # Token ids in the donor's config (padding, end of text) are numbers of its own pieces.
-        name = BASE if base is not None and donor is base else next(iter(sources))
-        size = vocabulary_size({tensor: info.shape for tensor, info in donor.tensors.items()})
-        changed = renumbered(donor.config, aligned, name, size) if size is not None else {}
-        config |= {key: value for key, value in changed.items() if donor.config[key] != value}
-    # The sources' tokenizer is the base's where they are alike: a base may lack it.
-    first = [base.folder] if differ else []
-    folders = [*first, donor.folder, *(checkpoint.folder for checkpoint in sources.values())]
-    return Companions(donor.folder, tuple(dict.fromkeys(folders)), config)
-
-
 class _Planner:
     """Decides on the tensors of one recipe."""
 
@@ -251,6 +221,7 @@ class _Planner:
         self.recipe, self.parameters, self.faults = recipe, parameters, faults
         self.base, self.in_base, self.sources = base, in_base, sources
         self.orders, self.aligned, self.statistics = orders, aligned, statistics
+        self.kept_head = _keeps_head(recipe, in_base)
         self.matrices = recipe.method in SPECS and SPECS[recipe.method].matrices
         blocks = {block_of(name) for checkpoint in sources.values() for name in checkpoint.tensors} - {None}
         self.blocks = len(blocks) or None
@@ -262,7 +233,10 @@ class _Planner:
 
     def tensors(self) -> list[TensorPlan]:
         """The plan of every tensor; without a base only the sources are checked against each other."""
-        names = sorted(set().union(*(checkpoint.tensors for checkpoint in self.sources.values())))
+        found = set().union(*(checkpoint.tensors for checkpoint in self.sources.values()))
+        if self.kept_head:
+            found |= {name for name in self.in_base or {} if group_of(name) == "head"}
+        names = sorted(found)
         plans = [plan for name in names if (plan := self._tensor(name))]
         dropped = [
             TensorPlan(info.name, info.shape, info.dtype, "dropped", "only the base has it", info)
@@ -276,6 +250,8 @@ class _Planner:
         ]
 
     def _tensor(self, name: str) -> TensorPlan | None:
+        if self.kept_head and group_of(name) == "head":
+            return self._kept(name)
         if self._is_tied(name):
             some = next(c.tensors[name] for c in self.sources.values() if name in c.tensors)
             return TensorPlan(
@@ -301,6 +277,17 @@ class _Planner:
         return replace(
             plan, inputs=tuple(infos.values()), sources=tuple(infos), rows=rows, base_rows=base_rows
         )
+
+    def _kept(self, name: str) -> TensorPlan:
+        """A tensor of the base's head, or one of another head that a source has."""
+        reason, own = "the recipe says head: base", (self.in_base or {}).get(name)
+        if own is not None:
+            labels = is_label_row(name) and len(own.shape) > 0
+            return TensorPlan(
+                name, own.shape, self.recipe.dtype or own.dtype, "base", reason, own, label_rows=labels
+            )
+        some = next(one.tensors[name] for one in self.sources.values() if name in one.tensors)
+        return TensorPlan(name, some.shape, some.dtype, "dropped", f"{reason}, which has no such tensor")
 
     def _is_tied(self, name: str) -> bool:
         if not name.endswith(("lm_head.weight", "predictions.decoder.weight", "lm_head.decoder.weight")):

@@ -153,8 +153,7 @@ class LoraDeltas:
                         f"of shape {tuple(base[name].shape)}"
                     )
         self.norms: Mapping[str, Numbers] = {
-            name: np.array([norm([one]) if one else 0.0 for one in row])
-            for name, row in factors.items()
+            name: np.array([norm([one]) if one else 0.0 for one in row]) for name, row in factors.items()
         }
         self.tensors = tuple(name for name in factors if self.norms[name].any())
 

@@ -78,7 +78,9 @@ def _read(folder: Path, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Fac
     if adapter.kind != "lora":
         raise CheckpointError(f"adapter {folder} is {adapter.kind}: only lora has factors")
     if adapter.config.get("fan_in_fan_out"):
-        raise CheckpointError(f"adapter {folder} has fan_in_fan_out: its base holds matrices the other way round")
+        raise CheckpointError(
+            f"adapter {folder} has fan_in_fan_out: its base holds matrices the other way round"
+        )
     for name in (*(f"{module}.weight" for module in adapter.keys), *adapter.whole):
         if name not in parameters:
             raise CheckpointError(

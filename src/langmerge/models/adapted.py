@@ -39,7 +39,9 @@ def load_adapted_classifier(
     except ModuleNotFoundError as error:
         raise MissingExtraError("peft", extra="adapters", needed_for=f"the adapter {folder}") from error
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f"the adapter {folder} has no {ADAPTER_WEIGHTS}: save it with PEFT's save_pretrained")
+        raise CheckpointError(
+            f"the adapter {folder} has no {ADAPTER_WEIGHTS}: save it with PEFT's save_pretrained"
+        )
     place = adapter_base(folder, base)
     bare = load_classifier(place, device=device)
     try:
