@@ -61,7 +61,7 @@ def test_other_factors_of_the_same_updates() -> None:
     torch.testing.assert_close(
         moved(one, turned, three, 1.0), moved(one, two, three, 1.0), rtol=0, atol=1e-12
     )
-    assert lora.inner(turned, three) == pytest.approx(lora.inner(two, three), rel=1e-12)
+    torch.testing.assert_close(lora.gram([turned, three]), lora.gram([two, three]), rtol=1e-12, atol=1e-12)
     apart = [lora.factors_apart(one, x, three, 1.0).product() for x in (two, turned)]
     assert float((apart[0] - apart[1]).norm()) > 0.1 * float(apart[0].norm())
 
@@ -79,8 +79,19 @@ def test_norms_and_cosines_are_the_products() -> None:
     assert lora.norm([ONE]) == pytest.approx(float(x.norm()), rel=1e-12)
     assert lora.norm(blocks) == pytest.approx(float(y.norm()), rel=1e-12)
     expected = float((x * y).sum() / (x.norm() * y.norm()))
-    assert lora.cosine([ONE], blocks) == pytest.approx(expected, rel=1e-12)
-    assert lora.cosine([ONE], []) == 0.0
+    assert lora.compare([ONE], blocks) == pytest.approx(
+        (float(x.norm()), float(y.norm()), expected), rel=1e-12
+    )
+    assert lora.compare([ONE], []) == (pytest.approx(float(x.norm())), 0.0, 0.0)
+    pairs = [[float((i.product() * j.product()).sum()) for j in (ONE, TWO, THREE)] for i in (ONE, TWO, THREE)]
+    torch.testing.assert_close(lora.gram([ONE, TWO, THREE]), torch.tensor(pairs, dtype=torch.float64))
+
+
+def test_what_cancels_is_zero() -> None:
+    turned = Factors(2 * TWO.a, TWO.b / 2, TWO.scale)
+    assert lora.compare([ONE], [turned, TWO.times(-1)])[1:] == (0.0, 0.0)
+    near = Factors(TWO.a, TWO.b * (1 + 1e-5), TWO.scale)
+    assert lora.norm([near, TWO.times(-1)]) == pytest.approx(1e-5 * lora.norm([TWO]), rel=1e-2)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 9, 50])

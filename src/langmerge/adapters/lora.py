@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_ROUNDING = 1e-13
+"""Of a sum of squares, relative: what float64 leaves of blocks that cancel."""
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -51,21 +54,37 @@ def stacked(blocks: Sequence[Factors]) -> Factors:
     return Factors(torch.cat([one.a for one in blocks]), torch.cat(left, dim=1), scale)
 
 
-def inner(x: Factors, y: Factors) -> float:
-    """⟨ΔX, ΔY⟩ (Frobenius) from rank × rank matrices: Σ (BxᵀBy) ∘ (Ax Ayᵀ)."""
-    ax, bx, ay, by = (one.double().flatten(1) for one in (x.a, x.b, y.a, y.b))
-    return x.scale * y.scale * float(((bx.T @ by) * (ax @ ay.T)).sum())
+def gram(blocks: Sequence[Factors]) -> Float[Tensor, "n n"]:
+    """⟨ΔX, ΔY⟩ (Frobenius) of all pairs from rank × rank matrices: sums over the blocks of BᵀB ∘ A Aᵀ."""
+    a = torch.cat([one.a.double() for one in blocks])
+    b = torch.cat([one.b.double() for one in blocks], dim=1)
+    owner = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([one.rank for one in blocks]))
+    place = torch.nn.functional.one_hot(owner, len(blocks)).double()
+    scaled = place * torch.tensor([one.scale for one in blocks], dtype=torch.float64)
+    return scaled.T @ ((b.T @ b) * (a @ a.T)) @ scaled
 
 
 def norm(blocks: Sequence[Factors]) -> float:
     """Frobenius norm of the sum of blocks."""
-    return math.sqrt(max(0.0, sum(inner(x, y) for x in blocks for y in blocks)))
+    return compare(blocks, [])[0]
 
 
-def cosine(x: Sequence[Factors], y: Sequence[Factors]) -> float:
-    """Cosine between two sums of blocks; 0 where one is zero."""
-    size = norm(x) * norm(y)
-    return sum(inner(one, other) for one in x for other in y) / size if size else 0.0
+def compare(x: Sequence[Factors], y: Sequence[Factors]) -> tuple[float, float, float]:
+    """Norms of two sums of blocks, and the cosine between them, 0 where one is zero.
+
+    What is left of blocks that cancel to rounding is zero.
+    """
+    if not (x or y):
+        return 0.0, 0.0, 0.0
+    pairs = gram([*x, *y])
+    own, other = pairs[: len(x), : len(x)], pairs[len(x) :, len(x) :]
+    squares = [
+        float(part.sum()) if float(part.sum()) > _ROUNDING * float(part.trace()) else 0.0
+        for part in (own, other)
+    ]
+    size = math.sqrt(squares[0] * squares[1])
+    cosine = float(pairs[: len(x), len(x) :].sum()) / size if size else 0.0
+    return math.sqrt(squares[0]), math.sqrt(squares[1]), cosine
 
 
 def recompressed(blocks: Sequence[Factors], rank: int) -> tuple[Factors, float, float]:

@@ -247,9 +247,9 @@ def _gram(work: _Work, module: str, blocks: Sequence[lora.Factors]) -> list[list
     """Inner products of the weighted updates; 0 where an adapter has none."""
     places = [place for place, one in enumerate(work.all) if module in one.keys]
     found = [[0.0] * len(work.all) for _ in work.all]
-    for i, x in zip(places, blocks, strict=True):
-        for j, y in zip(places, blocks, strict=True):
-            found[i][j] = lora.inner(x, y)
+    for i, row in zip(places, lora.gram(blocks).tolist(), strict=True):
+        for j, value in zip(places, row, strict=True):
+            found[i][j] = value
     return found
 
 

@@ -59,8 +59,8 @@ def _lora_made(
 ) -> tuple[Sequence[Tensor], dict[str, Any]]:
     own, moved = _blocks(three, module, asked.t)
     blocks = [*own, *moved]
-    cosine = math.copysign(1.0, asked.t) * lora.cosine(own, moved)
-    said = said_of(lora.norm(own), lora.norm(moved) / abs(asked.t), cosine)
+    task, moved_by, cosine = lora.compare(own, moved)
+    said = said_of(task, moved_by / abs(asked.t), math.copysign(1.0, asked.t) * cosine)
     if mode == "product":
         result = lora.stacked(blocks)
         quotients = [one.scale / result.scale for one in blocks]

@@ -4,8 +4,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from langmerge import __version__
 from langmerge.adapters.reading import RECORD, Adapter
 from langmerge.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Slot, WeightWriter, new_folder
 from langmerge.checkpoint.tensors import TORCH_DTYPES
+from langmerge.engine.stream import cores, steady
 from langmerge.errors import InputError
 from langmerge.progress import Progress, silent
 
@@ -124,11 +126,10 @@ def write_adapter(
     said: dict[str, dict[str, Any]] = {}
     with new_folder(out, overwrite=overwrite) as folder:
         writer = WeightWriter(folder, slots, max_shard=1 << 62, single=ADAPTER_WEIGHTS)
-        with writer, progress("merging", len(pieces)) as advance:
-            for piece in pieces:
-                tensors, found = piece.make()
-                for key, shape, tensor in zip(piece.keys, piece.shapes, tensors, strict=True):
-                    _write(writer, key, shape, tensor, piece.dtype)
+        threads = ThreadPoolExecutor(cores())
+        with writer, steady(), threads, progress("merging", len(pieces)) as advance:
+            # Written by the thread that made it: no more modules are in memory than there are threads.
+            for piece, found in zip(pieces, threads.map(partial(_carry_out, writer), pieces), strict=True):
                 if found:
                     said[piece.module] = found
                 advance(1)
@@ -142,13 +143,22 @@ def write_adapter(
     return record
 
 
+def _carry_out(writer: WeightWriter, piece: Piece) -> dict[str, Any]:
+    """Make a piece, write it, and return what is to be said of it."""
+    tensors, found = piece.make()
+    for key, shape, tensor in zip(piece.keys, piece.shapes, tensors, strict=True):
+        _write(writer, key, shape, tensor, piece.dtype)
+    return found
+
+
 def _write(
     writer: WeightWriter, key: str, shape: tuple[int, ...], tensor: Tensor, dtype: torch.dtype
 ) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{key} has shape {tuple(tensor.shape)}, planned was {shape}")
     stored = tensor.to(dtype).contiguous()
-    if stored.is_floating_point() and not bool(torch.isfinite(stored.sum(dtype=torch.float64))):
+    # A sum that overflows is looked at again, entry by entry.
+    if not bool(torch.isfinite(stored.sum())) and not bool(torch.isfinite(stored).all()):
         raise InputError(f"tensor {key!r} is too large for {dtype}: say --dtype float32")
     writer.write(key, 0, stored.view(-1).view(torch.uint8).numpy())
 

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,7 +116,7 @@ class Stream:
             CheckpointError: a tensor holds NaN or infinity, in a source or in the result.
             MethodError: a method cannot merge these numbers.
         """
-        with ThreadPoolExecutor(max_workers=self.threads or cores()) as pool, self._steady(tensors):
+        with ThreadPoolExecutor(max_workers=self.threads or cores()) as pool, self._alone(tensors):
             try:
                 model = self._measured_over_model(pool, tensors if measured is None else measured)
                 for group in _groups(tensors):
@@ -127,7 +127,7 @@ class Stream:
 
     def measured(self, tensors: Sequence[TensorPlan]) -> list[Job]:
         """Tensors with what their methods have to know of them before they can be merged, each by itself."""
-        with ThreadPoolExecutor(max_workers=self.threads or cores()) as pool, self._steady(tensors):
+        with ThreadPoolExecutor(max_workers=self.threads or cores()) as pool, self._alone(tensors):
             return [job for group in _groups(tensors) for job in self._group(pool, group, {})]
 
     def operation(self, job: Job) -> Operating:
@@ -159,7 +159,7 @@ class Stream:
         total = np.zeros((n, n))
         with (
             ThreadPoolExecutor(max_workers=self.threads or cores()) as pool,
-            self._steady(tensors),
+            self._alone(tensors),
             progress("comparing task vectors", len(tensors)) as advance,
         ):
             for group in _groups(tensors):
@@ -180,20 +180,9 @@ class Stream:
         """Whether torch has computed a tensor."""
         return self._torch is not None
 
-    @contextmanager
-    def _steady(self, tensors: Sequence[TensorPlan]) -> Iterator[None]:
-        """One torch thread for each of ours: sums cut among threads round differently, and results must not."""
-        if all(self.is_compiled(tensor) for tensor in tensors):
-            yield
-            return
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    def _alone(self, tensors: Sequence[TensorPlan]) -> AbstractContextManager[None]:
+        """Torch, where it computes a tensor, with one thread for each of ours."""
+        return nullcontext() if all(map(self.is_compiled, tensors)) else steady()
 
     def is_compiled(self, tensor: TensorPlan) -> bool:
         """Whether the compiled kernels merge a tensor."""
@@ -324,6 +313,19 @@ class Stream:
         return TensorResult(
             tensor, tensor.treatment, float(norms[-1]), float(norms[:-1].mean()), tuple(norms[:-1].tolist())
         )
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """One torch thread for each of ours: sums cut among threads round differently, and results must not."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cores() -> int:
