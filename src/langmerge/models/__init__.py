@@ -14,6 +14,7 @@ from langmerge.models.adapted import (
     load_model,
     model_signature,
 )
+from langmerge.models.adapters import TARGETS, AdapterShape, add_adapter
 from langmerge.models.classifier import (
     keeps_head,
     label_names,
@@ -26,6 +27,7 @@ from langmerge.models.compact import cut_embeddings, renumbered, used_rows
 from langmerge.models.devices import autocast, autocast_for_gradients, best_device, has_fast_bf16
 from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
 from langmerge.models.encoding import MAX_LENGTH, encode, length_bucketed, padded, shuffled_batches
+from langmerge.models.masked import lm_head, load_masked_lm, new_masked_lm
 from langmerge.models.pooling import add_mean_pooling, pooling_parameters
 from langmerge.models.prediction import predict_logits
 from langmerge.models.representation import mean_pooled
@@ -33,7 +35,10 @@ from langmerge.models.representation import mean_pooled
 __all__ = [
     "MAX_LENGTH",
     "PROVENANCE_FILE",
+    "TARGETS",
+    "AdapterShape",
     "adapter_base",
+    "add_adapter",
     "add_mean_pooling",
     "autocast",
     "autocast_for_gradients",
@@ -46,13 +51,16 @@ __all__ = [
     "keeps_head",
     "label_names",
     "length_bucketed",
+    "lm_head",
     "load_adapted_classifier",
     "load_classifier",
+    "load_masked_lm",
     "load_model",
     "load_tokenizer",
     "mean_pooled",
     "model_signature",
     "new_classifier",
+    "new_masked_lm",
     "padded",
     "pooling_parameters",
     "predict_logits",

@@ -36,7 +36,7 @@ def load_classifier(folder: Path | str, *, device: torch.device | str | None = N
     Raises:
         CheckpointError: the folder cannot be read, or weights of the classifier are missing in it.
     """
-    model, report = _loaded(folder)
+    model, report = loaded_with(AutoModelForSequenceClassification, folder)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise CheckpointError(
@@ -67,7 +67,8 @@ def new_classifier(
     other = not keeps_head(base, labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = _loaded(
+        model, report = loaded_with(
+            AutoModelForSequenceClassification,
             base,
             id2label=names,
             label2id={name: i for i, name in names.items()},
@@ -128,11 +129,15 @@ def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _loaded(folder: Path | str, **config: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a float32 classifier and what transformers says of names that did not match."""
+def loaded_with(auto_class: Any, folder: Path | str, **config: Any) -> tuple[Any, dict[str, Any]]:
+    """A float32 model of one of transformers' auto classes, and what transformers says of names that did not match.
+
+    Raises:
+        CheckpointError: nothing can be read from there.
+    """
     try:
         with _quiet():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = auto_class.from_pretrained(
                 _local_or_id(folder),
                 dtype=torch.float32,
                 use_safetensors=True,

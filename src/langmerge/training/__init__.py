@@ -1,5 +1,6 @@
 """Training experts, the base they start from, and refining what is made of them."""
 
+from langmerge.training.adapters import MASKED, RATES, AdapterTraining, Bench, train_adapters
 from langmerge.training.bases import OFFLINE, ensure_base
 from langmerge.training.expert import ExpertRecord, train_expert
 from langmerge.training.pool import ORIGIN, Training, train_pool
@@ -8,9 +9,13 @@ from langmerge.training.refined import RECEIPT, DevLabels, RefinedFolder, refine
 from langmerge.training.refinement import Refined, Refinement
 
 __all__ = [
+    "MASKED",
     "OFFLINE",
     "ORIGIN",
+    "RATES",
     "RECEIPT",
+    "AdapterTraining",
+    "Bench",
     "DevLabels",
     "ExpertRecord",
     "Refined",
@@ -21,6 +26,7 @@ __all__ = [
     "refine_classifier",
     "refine_folder",
     "soft_labels",
+    "train_adapters",
     "train_expert",
     "train_pool",
 ]

@@ -48,6 +48,8 @@ def frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
 def adamw(model: Any, *, lr: float, head_lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Return the optimiser over the parameters that train: encoder and head, with and without decay."""
     encoder = {id(parameter) for parameter in bare(model).base_model.parameters()}
+    # A prefix is no part of the encoder, and no head either.
+    encoder |= {id(parameter) for name, parameter in model.named_parameters() if "prompt_encoder" in name}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:

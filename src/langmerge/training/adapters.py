@@ -1,0 +1,248 @@
+"""A bench of adapters: one per task and language, all from one base and one draw, so that their differences mean something."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+
+from langmerge import __version__
+from langmerge.adapters.reading import RECORD
+from langmerge.adapters.writing import FORMAT
+from langmerge.checkpoint import folder_signature, new_folder, read_json
+from langmerge.errors import PoolError
+from langmerge.models import (
+    AdapterShape,
+    add_adapter,
+    encode,
+    load_classifier,
+    load_masked_lm,
+    load_tokenizer,
+    new_classifier,
+    new_masked_lm,
+    save_classifier,
+)
+from langmerge.progress import Progress, silent
+from langmerge.results import signature
+from langmerge.tasks import Task, load_task, task_text
+from langmerge.training.expert import train_expert
+from langmerge.training.masked import train_masked
+
+MASKED = "mlm:"
+"""Before a task's name: masked language modelling on its text, without its labels."""
+
+RATES = {"lora": 1e-3, "ia3": 1e-2, "prefix": 1e-2}
+"""Peak learning rates of adapters, by kind."""
+
+
+class AdapterTraining(BaseModel):
+    """How every adapter of a bench is trained.
+
+    Attributes:
+        shape: of the adapter.
+        epochs: most passes.
+        max_train: most training rows per locale (the same parallel ids for every locale); None takes all.
+        max_dev: most dev rows to choose the epoch by.
+        lr: peak learning rate of the adapter; that of `RATES` by default.
+        head_lr: peak learning rate of the head.
+        batch_size: rows in a step.
+        seed: of the adapter's draw, the order of rows and dropout.
+        shared: every task and locale begins at the same draw; without, each at its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: AdapterShape = AdapterShape()
+    epochs: Annotated[int, Field(ge=1)] = 3
+    max_train: Annotated[int, Field(ge=1)] | None = None
+    max_dev: Annotated[int, Field(ge=1)] | None = 500
+    lr: Annotated[float, Field(gt=0)] | None = None
+    head_lr: Annotated[float, Field(gt=0)] = 2e-3
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    seed: int = 0
+    shared: bool = True
+
+    @property
+    def rate(self) -> float:
+        """The adapter's peak learning rate."""
+        return RATES[self.shape.kind] if self.lr is None else self.lr
+
+    def draw(self, task: str, locale: str) -> int:
+        """The seed of one adapter's draw."""
+        return self.seed if self.shared else int(signature([self.seed, task, locale])[:7], 16)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where adapters lie: `base/<task>` and `adapters/<task>/<locale>`.
+
+    Attributes:
+        root: the folder.
+        base: the pretrained encoder that all stand on.
+        data: where tasks have their text.
+    """
+
+    root: Path
+    base: Path
+    data: Path | None = None
+
+    @classmethod
+    def opened(cls, root: Path, *, base: Path | None = None, data: Path | None = None) -> "Bench":
+        """The bench at `root`, made if it is not there and a base is given.
+
+        Raises:
+            PoolError: it is not there, or has another base.
+        """
+        file = root / "bench.json"
+        if not file.is_file():
+            if base is None:
+                raise PoolError(
+                    f"{root} is no bench of adapters: make one with langmerge adapters train --base DIR"
+                )
+            pretrained = folder_signature(base)
+            root.mkdir(parents=True, exist_ok=True)
+            file.write_text(
+                json.dumps({"base": str(base.absolute()), "pretrained": pretrained}, indent=1) + "\n"
+            )
+        found = read_json(file)
+        if base is not None and folder_signature(base) != found["pretrained"]:
+            raise PoolError(f"bench {root} stands on {found['base']}, not on {base}: choose another folder")
+        return cls(root, Path(found["base"]), data)
+
+    @cached_property
+    def pretrained(self) -> str:
+        """Signature of the base."""
+        return str(read_json(self.root / "bench.json")["pretrained"])
+
+    def adapter(self, task: str, locale: str) -> Path:
+        """An adapter's folder."""
+        return self.root / "adapters" / task.replace(":", "-").replace("/", "-") / locale
+
+    def trained(self, task: str, locale: str) -> Path:
+        """An adapter's folder.
+
+        Raises:
+            PoolError: it is not there.
+        """
+        folder = self.adapter(task, locale)
+        if not (folder / RECORD).is_file():
+            raise PoolError(
+                f"bench {self.root} has no adapter for {task} in {locale}: langmerge adapters train {self.root} --task {task} "
+                f"--locales {locale}"
+            )
+        return folder
+
+    def model(self, task: str) -> Path:
+        """The base with the task's head, made once from seed 0: every adapter of the task begins with it."""
+        folder = self.root / "base" / task.replace(":", "-").replace("/", "-")
+        with FileLock(self.root / ".bench.lock"):
+            if not folder.is_dir():
+                if task.startswith(MASKED):
+                    made = new_masked_lm(self.base, seed=0)
+                else:
+                    made = new_classifier(self.base, load_task(task, data=self.data).labels, seed=0)
+                with new_folder(folder) as place:
+                    save_classifier(*made, place)
+        return folder
+
+
+def train_adapters(
+    bench: Bench, task: str, locales: Sequence[str], training: AdapterTraining, *, progress: Progress = silent
+) -> dict[str, dict[str, Any]]:
+    """Train what is missing; adapters that are there with the same signature are kept.
+
+    Args:
+        bench: where they go.
+        task: a classification task's name, or `mlm:` and a task's name: masked language modelling on its train text.
+        locales: one adapter each.
+        training: settings.
+        progress: told of steps.
+
+    Returns:
+        By locale the record beside the adapter.
+
+    Raises:
+        DataError, LocaleError: no such task or locale (found before anything is trained).
+        TrainingError: see `train_expert` and `train_masked`.
+    """
+    loaded = load_task(task.removeprefix(MASKED), data=bench.data)
+    for locale in locales:
+        loaded.load(locale, "train")
+    found = {}
+    for locale in locales:
+        own = signature(
+            {
+                "pretrained": bench.pretrained, "task": task, "revision": loaded.revision, "locale": locale,
+                "training": {**training.model_dump(), "lr": training.rate}, "langmerge": __version__,
+            }
+        )  # fmt: skip
+        folder = bench.adapter(task, locale)
+        kept = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        if kept.get("signature") != own:
+            kept = _train_one(bench, task, loaded, locale, training, own, progress)
+        found[locale] = kept
+    return found
+
+
+def _train_one(
+    bench: Bench,
+    task: str,
+    loaded: Task,
+    locale: str,
+    training: AdapterTraining,
+    own: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    base = bench.model(task)
+    tokenizer, started = load_tokenizer(base), time.perf_counter()
+    is_masked = task.startswith(MASKED)
+    inner = load_masked_lm(base) if is_masked else load_classifier(base)
+    model = add_adapter(inner, training.shape, seed=training.draw(task, locale), masked_lm=is_masked)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(base.absolute())
+
+    def told(description: str, total: int) -> Any:
+        return progress(f"{task} {locale}: {description}", total)
+
+    if is_masked:
+        text = task_text(loaded, locale, limit=training.max_train)
+        went = train_masked(
+            model, encode(tokenizer, text.texts), special=frozenset(tokenizer.all_special_ids),
+            mask_id=tokenizer.mask_token_id, epochs=training.epochs, lr=training.rate, head_lr=training.head_lr,
+            batch_size=training.batch_size, seed=training.seed, progress=told,
+        )  # fmt: skip
+    else:
+        went = _classified(model, tokenizer, loaded, locale, training, told)
+    record = {
+        "format": FORMAT, "langmerge": __version__, "how": "train", "kind": training.shape.kind, "task": task,
+        "locale": locale, "labels": None if is_masked else list(loaded.labels), "pretrained": bench.pretrained,
+        "signature": own, "settings": {**training.model_dump(), "lr": training.rate}, "training": went,
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    with new_folder(bench.adapter(task, locale), overwrite=True) as folder:
+        model.save_pretrained(folder)
+        (folder / RECORD).write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return record
+
+
+def _classified(
+    model: Any, tokenizer: Any, task: Task, locale: str, training: AdapterTraining, progress: Progress
+) -> dict[str, Any]:
+    train = task.load(locale, "train").limited(training.max_train)
+    dev = task.load(locale, "dev").limited(training.max_dev)
+    went = train_expert(
+        model, encode(tokenizer, train.texts), train.labels, encode(tokenizer, dev.texts), dev.labels,
+        epochs=training.epochs, lr=training.rate, head_lr=training.head_lr, batch_size=training.batch_size,
+        seed=training.seed, progress=progress,
+    )  # fmt: skip
+    return {
+        "dev_accuracy": list(went.dev_accuracy), "train_loss": list(went.train_loss), "best_epoch": went.best_epoch,
+        "steps": went.steps,
+    }  # fmt: skip
