@@ -1,5 +1,6 @@
 """`lm.adapters`: adapters combined as adapters, from files alone, and written so that PEFT loads them."""
 
+from langmerge.adapters.baselines import arimerge, emptied, layer_swap
 from langmerge.adapters.full import transfer_model, transfer_recipe
 from langmerge.adapters.lora import Factors
 from langmerge.adapters.merging import Merging, merge_adapters
@@ -12,6 +13,9 @@ __all__ = [
     "Factors",
     "Merging",
     "Transfer",
+    "arimerge",
+    "emptied",
+    "layer_swap",
     "merge_adapters",
     "open_parsed",
     "transfer_adapter",

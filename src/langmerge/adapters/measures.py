@@ -15,9 +15,19 @@ def by_layer(said: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     places = {name: one for found in said.values() for name, one in found.get("places", {}).items()} or said
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, one in places.items():
-        number = _LAYER.search(f"{name}.")
-        groups.setdefault(number[1] if number else name, []).append(one)
+        number = layer_of(name)
+        groups.setdefault(name if number is None else str(number), []).append(one)
     return {name: totals(group) for name, group in groups.items()}
+
+
+def layer_of(module: str) -> int | None:
+    """The number of the layer that a module lies in.
+
+    >>> layer_of("roberta.encoder.layer.3.attention.self.query"), layer_of("classifier")
+    (3, None)
+    """
+    number = _LAYER.search(f"{module}.")
+    return int(number[1]) if number else None
 
 
 def totals(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _blocks(three: Three, module: str, t: float) -> tuple[list[lora.Factors], li
 def _plan_lora(three: Three, asked: Transfer, mode: str) -> list[Piece]:
     rank = asked.rank or max(three.one.shapes(module)[0][0] for module in three.one.keys)
     if mode == "factors":
-        _check_factors(three)
+        check_factors(three)
     return [_lora_piece(three, module, asked, mode, rank) for module in three.modules]
 
 
@@ -78,7 +78,12 @@ def _lora_made(
     return (result.a, result.b), said
 
 
-def _check_factors(three: Three) -> None:
+def check_factors(three: Three) -> None:
+    """Raise unless A can be added to A and B to B.
+
+    Raises:
+        InputError: a module that one of the adapters lacks, or other ranks or scales.
+    """
     for module in three.modules:
         for adapter in three.all:
             if module not in adapter.keys:

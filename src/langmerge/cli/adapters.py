@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from langmerge.cli import benches
 from langmerge.cli.console import bars, print_table, say, show, tell
 from langmerge.cli.options import Json, Overwrite, Parameters, parameter_values
 from langmerge.errors import InputError
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
         help="PEFT adapters: merged as adapters, from their files alone.", no_args_is_help=True
     )
     adapters.command()(merge)
+    benches.register(adapters)
     app.add_typer(adapters, name="adapters")
 
 

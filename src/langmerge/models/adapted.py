@@ -22,8 +22,8 @@ def load_adapted_classifier(
 ) -> Any:
     """Return the base with its adapter, in eval mode; only the adapter's weights train.
 
-    What trains are the adapter's own weights and those of its `modules_to_save`; `save_pretrained` writes an ordinary
-    adapter folder again.
+    What trains are the adapter's own weights and those of its `modules_to_save` (nothing, where it is a prefix);
+    `save_pretrained` writes an ordinary adapter folder again.
 
     Args:
         folder: of the adapter, weights as safetensors.
@@ -50,7 +50,9 @@ def load_adapted_classifier(
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             # What PEFT asks of transformers under an old name is no concern of whoever runs this.
             warnings.simplefilter("ignore", FutureWarning)
-            model: Any = PeftModel.from_pretrained(bare, str(folder), is_trainable=True)
+            # PEFT does not train a prefix on that it has loaded.
+            trains = read_json(folder / ADAPTER_CONFIG).get("peft_type") != "PREFIX_TUNING"
+            model: Any = PeftModel.from_pretrained(bare, str(folder), is_trainable=trains)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, UserWarning) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"the adapter {folder} cannot be put on {place}: {reason}") from error

@@ -1,6 +1,7 @@
 """A bench of adapters: one per task and language, all from one base and one draw, so that their differences mean something."""
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from langmerge.training.masked import train_masked
 MASKED = "mlm:"
 """Before a task's name: masked language modelling on its text, without its labels."""
 
-RATES = {"lora": 1e-3, "ia3": 1e-2, "prefix": 1e-2}
+RATES = {"lora": 2e-3, "ia3": 1e-2, "prefix": 1e-2}
 """Peak learning rates of adapters, by kind."""
 
 
@@ -121,7 +122,7 @@ class Bench:
 
     def adapter(self, task: str, locale: str) -> Path:
         """An adapter's folder."""
-        return self.root / "adapters" / task.replace(":", "-").replace("/", "-") / locale
+        return self.root / "adapters" / _place(task) / locale
 
     def trained(self, task: str, locale: str) -> Path:
         """An adapter's folder.
@@ -139,7 +140,7 @@ class Bench:
 
     def model(self, task: str) -> Path:
         """The base with the task's head, made once from seed 0: every adapter of the task begins with it."""
-        folder = self.root / "base" / task.replace(":", "-").replace("/", "-")
+        folder = self.root / "base" / _place(task)
         with FileLock(self.root / ".bench.lock"):
             if not folder.is_dir():
                 if task.startswith(MASKED):
@@ -149,6 +150,12 @@ class Bench:
                 with new_folder(folder) as place:
                     save_classifier(*made, place)
         return folder
+
+
+def _place(task: str) -> str:
+    """A task's name as that of a folder."""
+    plain = re.sub(r"[^\w.]+", "-", task)
+    return plain if len(plain) <= 80 else f"{plain[-60:]}-{signature(task)}"
 
 
 def train_adapters(

@@ -86,13 +86,17 @@ def refine_classifier(
         progress: told of steps.
 
     Raises:
-        TrainingError: fewer than two texts, a loss that is not finite, or a teacher with logits of another shape or that
+        TrainingError: fewer than two texts, nothing that trains, a loss that is not finite, or a teacher with logits of another shape or that
             are not finite.
         InputError: a prior for other labels, neither rounds nor a prior, or teachers without rounds.
         CheckpointError: a prior, and a head without a bias.
     """
     if len(encoded) < 2:
         raise TrainingError(f"Refinement needs 2 texts or more (one is held out): found {len(encoded)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(
+            "Nothing of this model trains: a prefix that PEFT has loaded, for one, stays as it is"
+        )
     if not refinement.rounds and refinement.prior is None:
         raise InputError("no rounds and no prior: there is nothing to do")
     if not refinement.rounds and teach is not None:

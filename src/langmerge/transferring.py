@@ -1,0 +1,339 @@
+"""AdaMergeX beside its baselines on a bench of adapters; t, and every baseline's own number, chosen on other languages."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from langmerge.adapters import (
+    Merging,
+    Transfer,
+    arimerge,
+    emptied,
+    layer_swap,
+    merge_adapters,
+    open_parsed,
+    transfer_adapter,
+)
+from langmerge.adapters.measures import layer_of
+from langmerge.errors import InputError
+from langmerge.evaluate import Evaluator
+from langmerge.models import load_adapted_classifier, load_tokenizer
+from langmerge.progress import Advance, Progress, silent
+from langmerge.results import Logits, signature
+from langmerge.tasks import (
+    Interval,
+    PairedDifference,
+    accuracy,
+    bootstrap_interval,
+    load_task,
+    paired_difference,
+)
+from langmerge.training import Bench
+
+GRID = (0.25, 0.5, 0.75, 1.0)
+DIRECT, SELF, BARE = "direct transfer", "self", "head on the bare base"
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What is compared.
+
+    Attributes:
+        bench: the adapters.
+        task: whose adapter of `source` is moved.
+        reference: the task that has adapters in the source and every target.
+        source: the language with labels.
+        targets: two or more: t for one is chosen on the dev rows of the others.
+        mode: of the transfer, see `langmerge.adapters.three.MODES`.
+        grid: values of t beside 0, which is direct transfer.
+        limits: at most so many rows of a split.
+        splits: dev, or dev and test; test is predicted with the chosen values only.
+    """
+
+    bench: Bench
+    task: str
+    reference: str
+    source: str
+    targets: tuple[str, ...]
+    mode: str | None = None
+    grid: tuple[float, ...] = GRID
+    limits: Mapping[str, int | None] | None = None
+    splits: tuple[str, ...] = ("dev",)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Adapters for a target that differ by one number; 0 is direct transfer.
+
+    Attributes:
+        name: of the method.
+        values: of the number, without 0.
+        write: writes the adapter for a target and a value.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    write: Callable[[Path, str, float], Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method on one target.
+
+    Attributes:
+        target: the language.
+        name: of the method.
+        value: the chosen number; None where it has none.
+        split: dev or test.
+        accuracy: in [0, 1].
+        interval: bootstrap 95 % over rows.
+        gain: over direct transfer, paired, in points; None for direct transfer.
+        rows: number of rows.
+    """
+
+    target: str
+    name: str
+    value: float | None
+    split: str
+    accuracy: float
+    interval: Interval
+    gain: PairedDifference | None
+    rows: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a method's number, on all targets' dev rows.
+
+    Attributes:
+        name: of the method.
+        value: its number.
+        accuracies: by target.
+        gain: of all rows together over direct transfer, paired, in points.
+    """
+
+    name: str
+    value: float
+    accuracies: Mapping[str, float]
+    gain: PairedDifference
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out.
+
+    Attributes:
+        lines: by target, method and split.
+        curve: every value on dev.
+        left_out: methods that could not be tried, and why.
+    """
+
+    lines: tuple[Line, ...]
+    curve: tuple[Point, ...]
+    left_out: Mapping[str, str]
+
+
+def compare_transfers(crossing: Crossing, *, progress: Progress = silent) -> Compared:
+    """Every method on every target; what was predicted before is kept in the bench.
+
+    Each method's number is that with the best mean dev accuracy over the other targets, 0 among them: a target's own
+    labels choose nothing.
+
+    Raises:
+        InputError: fewer than two targets, or the source among them.
+        PoolError: an adapter is missing; says how to train it.
+    """
+    if len(set(crossing.targets)) < 2 or crossing.source in crossing.targets:
+        raise InputError(
+            f"targets {', '.join(crossing.targets) or 'none'}: give two or more, without the source {crossing.source} (each "
+            "is a proxy for the others)"
+        )
+    work = _Work(crossing)
+    families = work.families()
+    total = len(crossing.targets) * (1 + sum(len(family.values) for family in families))
+    with progress("trying every value on dev", total) as advance:
+        tried = {family.name: work.tried(family, advance) for family in families}
+    curve = [point for family in families for point in work.points(family, tried[family.name])]
+    lines = []
+    with progress("measuring what was chosen", len(crossing.targets)) as advance:
+        for target in crossing.targets:
+            lines += work.lines(target, families, tried)
+            advance(1)
+    return Compared(tuple(lines), tuple(curve), work.left_out)
+
+
+class _Work:
+    """Adapters, rows and kept logits of one comparison."""
+
+    def __init__(self, crossing: Crossing) -> None:
+        self.crossing, bench = crossing, crossing.bench
+        self.evaluator = Evaluator(
+            load_task(crossing.task, data=bench.data),
+            load_tokenizer(bench.model(crossing.task)),
+            limits=crossing.limits,
+        )
+        self.one = bench.trained(crossing.task, crossing.source)
+        self.three = bench.trained(crossing.reference, crossing.source)
+        self.two = {target: bench.trained(crossing.reference, target) for target in crossing.targets}
+        self.left_out: dict[str, str] = {}
+        self.signatures = {
+            folder: open_parsed(folder).signature() for folder in (self.one, self.three, *self.two.values())
+        }
+
+    def families(self) -> list[Family]:
+        """The transfer and its baselines, where they can be made of these adapters."""
+        numbers = {layer_of(module) for module in open_parsed(self.one).keys} - {None}
+        layers = sorted(number for number in numbers if number is not None)
+        depths = tuple(float(n) for n in (1, 2, 3) if 2 * n < len(layers))
+
+        def moved(out: Path, target: str, t: float) -> None:
+            asked = Transfer(t=t, mode=self.crossing.mode)
+            transfer_adapter(
+                out,
+                task_source=self.one,
+                reference_target=self.two[target],
+                reference_source=self.three,
+                asked=asked,
+            )
+
+        def summed(out: Path, target: str, c: float) -> None:
+            arimerge(
+                out,
+                task_source=self.one,
+                reference_target=self.two[target],
+                reference_source=self.three,
+                c=c,
+            )
+
+        def arithmetic(out: Path, target: str, weight: float) -> None:
+            merge_adapters(out, {self.one: 1.0, self.two[target]: weight}, asked=Merging(head=self.one.name))
+
+        def swapped(out: Path, target: str, depth: float) -> None:
+            ends = {*layers[: int(depth)], *layers[-int(depth) :]}
+            layer_swap(out, task=self.one, language=self.two[target], layers=ends)
+
+        found = [
+            Family("AdaMergeX", self.crossing.grid, moved),
+            Family("AriMerge", (0.1, 0.25, 0.5), summed),
+            Family("language arithmetic", (0.25, 0.5, 1.0), arithmetic),
+            Family("layer swap", depths, swapped),
+        ]
+        return [family for family in found if family.values and self._possible(family)]
+
+    def _possible(self, family: Family) -> bool:
+        """Whether its first adapter can be written; for all but the transfer itself a reason is kept instead of raised."""
+        try:
+            with TemporaryDirectory(prefix="langmerge-") as place:
+                family.write(Path(place) / "out", self.crossing.targets[0], family.values[0])
+        except InputError as error:
+            if family.name == "AdaMergeX":
+                raise
+            self.left_out[family.name] = str(error)
+            return False
+        return True
+
+    def tried(self, family: Family, advance: Advance) -> dict[tuple[str, float], Logits]:
+        """Dev logits by target and value, 0 among them."""
+        found = {}
+        for target in self.crossing.targets:
+            found[target, 0.0] = self.logits(DIRECT, target, 0.0, "dev")
+            for value in family.values:
+                found[target, value] = self.logits(family, target, value, "dev")
+                advance(1)
+        return found
+
+    def points(self, family: Family, tried: Mapping[tuple[str, float], Logits]) -> list[Point]:
+        """The curve of one method."""
+        targets, points = self.crossing.targets, []
+        start = np.concatenate([tried[target, 0.0].correct for target in targets])
+        for value in (0.0, *family.values):
+            correct = np.concatenate([tried[target, value].correct for target in targets])
+            shares = {target: float(tried[target, value].correct.mean()) for target in targets}
+            points.append(Point(family.name, value, shares, paired_difference(correct, start)))
+        return points
+
+    def chosen(self, family: Family, target: str, tried: Mapping[tuple[str, float], Logits]) -> float:
+        """The best value on the other targets' dev rows; of equal ones the smallest."""
+        others = [one for one in self.crossing.targets if one != target]
+
+        def mean(value: float) -> float:
+            return float(np.mean([tried[other, value].correct.mean() for other in others]))
+
+        return min((0.0, *family.values), key=lambda value: (-mean(value), value))
+
+    def lines(
+        self, target: str, families: Sequence[Family], tried: Mapping[str, Mapping[tuple[str, float], Logits]]
+    ) -> list[Line]:
+        """All methods on one target."""
+        found = []
+        for split in self.crossing.splits:
+            direct = self.logits(DIRECT, target, 0.0, split)
+            found.append(_line(target, DIRECT, None, split, direct, None))
+            for family in families:
+                value = self.chosen(family, target, tried[family.name])
+                own = self.logits(family, target, value, split) if value else direct
+                found.append(_line(target, family.name, value, split, own, direct))
+            for name in (BARE, SELF):
+                if (extra := self._extra(name, target, split)) is not None:
+                    found.append(_line(target, name, None, split, extra, direct))
+        return found
+
+    def _extra(self, name: str, target: str, split: str) -> Logits | None:
+        """The references that are no merges, where they are there."""
+        if name == BARE:
+            if open_parsed(self.one).kind == "prefix":
+                return None
+            bare = Family(BARE, (), lambda out, _target, _value: emptied(out, task=self.one))
+            return self.logits(bare, target, 0.0, split)
+        folder = self.crossing.bench.adapter(self.crossing.task, target)
+        return (
+            self._predicted(folder, open_parsed(folder).signature(), target, split)
+            if folder.is_dir()
+            else None
+        )
+
+    def logits(self, family: Family | str, target: str, value: float, split: str) -> Logits:
+        """Kept, or predicted with an adapter that is written for it and removed."""
+        if isinstance(family, str):
+            return self._predicted(self.one, self.signatures[self.one], target, split)
+        own = signature(
+            [
+                family.name, value, self.crossing.mode if family.name == "AdaMergeX" else None,
+                *(self.signatures[one] for one in (self.one, self.two[target], self.three)),
+            ]
+        )  # fmt: skip
+        with TemporaryDirectory(prefix="langmerge-") as place:
+            out = Path(place) / "out"
+            return self._predicted(out, own, target, split, lambda: family.write(out, target, value))
+
+    def _predicted(
+        self, folder: Path, own: str, target: str, split: str, write: Callable[[], Any] = lambda: None
+    ) -> Logits:
+        limit = (self.crossing.limits or {}).get(split)
+        name = f"{split}.{limit}" if limit else split
+        kept = self.crossing.bench.root / "logits" / name / target / f"{own}.safetensors"
+
+        def model() -> Any:
+            write()
+            return load_adapted_classifier(folder)
+
+        return self.evaluator.logits(model, own, target, split, kept=kept)
+
+
+def _line(
+    target: str, name: str, value: float | None, split: str, own: Logits, direct: Logits | None
+) -> Line:
+    return Line(
+        target,
+        name,
+        value,
+        split,
+        accuracy(own.labels, own.predictions),
+        bootstrap_interval(own.labels, own.predictions),
+        paired_difference(own.correct, direct.correct) if direct is not None else None,
+        len(own.labels),
+    )
