@@ -15,10 +15,13 @@ from langmerge.models import (
     AdapterShape,
     add_adapter,
     load_adapted_classifier,
-    load_masked_lm,
+    load_form,
     new_classifier,
+    new_model,
 )
 from langmerge.training import AdapterTraining, Bench, train_adapters
+from langmerge.training.completion import completion_loss, completions, mean_completion_loss
+from langmerge.training.fitting import Pace
 from langmerge.training.masked import masked, masked_loss, mean_masked_loss, train_masked
 from tests.experiments.conftest import write_task
 from tests.tiny_encoder import write_tiny_encoder
@@ -48,7 +51,7 @@ def test_adapters_learn_and_load(base: Path, task: str, tmp_path: Path, kind: st
     bench = Bench.opened(tmp_path / "bench", base=base)
     asked = training(shape={"kind": kind}, epochs=6, lr=2e-2)
     record = train_adapters(bench, task, ["en-US"], asked)["en-US"]
-    assert max(record["training"]["dev_accuracy"]) > 0.7
+    assert max(record["training"]["scores"]) > 0.7
     assert (record["kind"], record["locale"], record["labels"]) == (
         kind,
         "en-US",
@@ -171,7 +174,7 @@ def test_what_is_hidden() -> None:
 
 
 def test_the_loss_is_that_of_the_whole_head(base: Path, task: str, tmp_path: Path) -> None:
-    model = load_masked_lm(Bench.opened(tmp_path / "bench", base=base).model(f"mlm:{task}"))
+    model = load_form(Bench.opened(tmp_path / "bench", base=base).model(f"mlm:{task}"), "masked")
     ids, asked = [[0, 5, 14, 7, 2], [0, 14, 2]], [[-1, -1, 6, 7, -1], [-1, 4, -1]]
     total, count = masked_loss(model, ids, asked)
     expected = 0.0
@@ -184,6 +187,99 @@ def test_the_loss_is_that_of_the_whole_head(base: Path, task: str, tmp_path: Pat
 
 
 def test_too_little_text(base: Path, task: str, tmp_path: Path) -> None:
-    model = load_masked_lm(Bench.opened(tmp_path / "bench", base=base).model(f"mlm:{task}"))
+    model = load_form(Bench.opened(tmp_path / "bench", base=base).model(f"mlm:{task}"), "masked")
     with pytest.raises(TrainingError, match="needs 2 texts or more"):
-        train_masked(model, [[0, 5, 2]], special=frozenset(), mask_id=9, epochs=1, lr=1e-3, head_lr=1e-3)
+        train_masked(model, [[0, 5, 2]], Pace(1, 1e-3, 1e-3), special=frozenset(), mask_id=9)
+
+
+# Slots.
+
+
+@pytest.fixture
+def massive(tmp_path: Path) -> Path:
+    """A folder like MASSIVE's whose rows name a time behind a word that says so."""
+    folder = tmp_path / "data" / "massive" / "1.1" / "data"
+    folder.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for number in range(90):
+        words = [str(one) for one in rng.choice(["wake", "me", "up", "please"], 2)]
+        when = [str(one) for one in rng.choice(["today", "sun", "rain"], int(rng.integers(1, 3)))]
+        text, marked = " ".join([*words, *when]), " ".join([*words, f"[time : {' '.join(when)}]"])
+        rows.append(
+            {
+                "id": str(number), "locale": "en-US", "partition": ("train", "train", "dev")[number % 3],
+                "scenario": "alarm", "intent": "alarm_set", "utt": text, "annot_utt": marked,
+            }
+        )  # fmt: skip
+    (folder / "en-US.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_slots_are_learned(base: Path, massive: Path, tmp_path: Path, kind: str) -> None:
+    bench = Bench.opened(tmp_path / "bench", base=base, data=massive)
+    asked = training(shape={"kind": kind}, epochs=8, lr=2e-2)
+    record = train_adapters(bench, "massive:slots", ["en-US"], asked)["en-US"]
+    assert record["training"]["score"] == "span F1"
+    assert max(record["training"]["scores"]) > 0.9
+    assert record["labels"][0] == "O"
+    modules = {
+        name for name in load_file(bench.trained("massive:slots", "en-US") / WEIGHTS) if "lora_" in name
+    }
+    assert {name.split(".layer.")[1][0] for name in modules} == (
+        {"0", "1"} if kind == "lora" else set()
+    ) or not modules
+
+
+# Causal language models.
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A two-layer Llama of width 16 with the encoder's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("causal") / "llama"
+    config = LlamaConfig(
+        vocab_size=15, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=32, max_position_embeddings=64, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+        initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def test_the_prompt_has_no_loss(causal: Path) -> None:
+    model, tokenizer = new_model(causal, "causal", seed=0)
+    rows = completions(tokenizer, ["play music", "stop"], ["rain", "sun today"])
+    assert [(len(ids), prompt) for ids, prompt in rows] == [(5, 3), (5, 2)]
+    assert [ids[-1] for ids, _ in rows] == [2, 2]
+    total, count = completion_loss(model, rows)
+    expected = 0.0
+    for ids, prompt in rows:
+        logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1).detach()
+        expected -= sum(float(logits[place - 1, ids[place]]) for place in range(prompt, len(ids)))
+    assert count == 5
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-4)
+    assert mean_completion_loss(model, rows) == pytest.approx(expected / 5, rel=1e-4)
+    (long, prompt), *_ = completions(tokenizer, ["play music stop rain"], ["sun"], max_length=5)
+    assert (len(long), prompt, long[1:3]) == (
+        5,
+        3,
+        tokenizer("stop rain", add_special_tokens=False)["input_ids"],
+    )
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prefix"])
+@pytest.mark.parametrize("start", ["clm:", "prompt:"])
+def test_causal_adapters_learn(causal: Path, task: str, tmp_path: Path, kind: str, start: str) -> None:
+    bench = Bench.opened(tmp_path / "bench", base=causal)
+    asked = training(shape={"kind": kind}, epochs=3, lr=5e-2, prompt="{text} ")
+    record = train_adapters(bench, f"{start}{task}", ["en-US"], asked)["en-US"]
+    losses = record["training"]["train_loss"]
+    assert losses[-1] < losses[0]
+    assert record["training"]["score"] == "− dev loss, nats"
+    assert bench.trained(f"{start}{task}", "en-US").is_dir()

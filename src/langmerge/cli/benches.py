@@ -28,8 +28,9 @@ def train(
     task: Annotated[
         str,
         typer.Option(
-            help="massive:intent, massive:scenario, sib200:topic, demo:intent or folder:PATH; mlm: before one of them is masked "
-            "language modelling on its train text."
+            help="massive:intent, massive:scenario, massive:slots, sib200:topic, demo:intent or folder:PATH. With mlm: or clm: "
+            "before it, masked or causal language modelling on its train text; with prompt: its labels' names as completions "
+            "by a causal language model."
         ),
     ] = "massive:intent",
     base: Annotated[
@@ -93,17 +94,14 @@ def train(
     records = train_adapters(opened, task, chosen, training, progress=bars)
 
     def people() -> None:
-        name = "held-out loss, nats" if task.startswith("mlm:") else "dev accuracy %"
-        rows = [[locale, _best(one["training"]), f"{one['seconds']:.0f}"] for locale, one in records.items()]
-        print_table(f"{kind} adapters for {task} in {bench}", ["locale", name, "seconds"], rows)
+        rows = [
+            [locale, f"{max(one['training']['scores']):.3f}", f"{one['seconds']:.0f}"]
+            for locale, one in records.items()
+        ]
+        score = next(iter(records.values()))["training"]["score"]
+        print_table(f"{kind} adapters for {task} in {bench}", ["locale", score, "seconds"], rows)
 
     show(as_json, records, people)
-
-
-def _best(training: dict[str, Any]) -> str:
-    if "dev_accuracy" in training:
-        return f"{100 * max(training['dev_accuracy']):.1f}"
-    return f"{min(training['held_out_loss']):.3f}"
 
 
 def compare(

@@ -26,8 +26,15 @@ from langmerge.models.classifier import (
 from langmerge.models.compact import cut_embeddings, renumbered, used_rows
 from langmerge.models.devices import autocast, autocast_for_gradients, best_device, has_fast_bf16
 from langmerge.models.e5_small import PROVENANCE_FILE, build_e5_small
-from langmerge.models.encoding import MAX_LENGTH, encode, length_bucketed, padded, shuffled_batches
-from langmerge.models.masked import lm_head, load_masked_lm, new_masked_lm
+from langmerge.models.encoding import (
+    MAX_LENGTH,
+    encode,
+    encode_with_offsets,
+    length_bucketed,
+    padded,
+    shuffled_batches,
+)
+from langmerge.models.forms import Form, lm_head, load_form, new_model
 from langmerge.models.pooling import add_mean_pooling, pooling_parameters
 from langmerge.models.prediction import predict_logits
 from langmerge.models.representation import mean_pooled
@@ -37,6 +44,7 @@ __all__ = [
     "PROVENANCE_FILE",
     "TARGETS",
     "AdapterShape",
+    "Form",
     "adapter_base",
     "add_adapter",
     "add_mean_pooling",
@@ -46,6 +54,7 @@ __all__ = [
     "build_e5_small",
     "cut_embeddings",
     "encode",
+    "encode_with_offsets",
     "has_fast_bf16",
     "is_adapter",
     "keeps_head",
@@ -54,13 +63,13 @@ __all__ = [
     "lm_head",
     "load_adapted_classifier",
     "load_classifier",
-    "load_masked_lm",
+    "load_form",
     "load_model",
     "load_tokenizer",
     "mean_pooled",
     "model_signature",
     "new_classifier",
-    "new_masked_lm",
+    "new_model",
     "padded",
     "pooling_parameters",
     "predict_logits",

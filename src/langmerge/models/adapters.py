@@ -1,6 +1,5 @@
 """New PEFT adapters on a model in memory: what they change, and from which draw they begin."""
 
-import re
 import warnings
 from typing import Annotated, Any, Literal
 
@@ -8,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from langmerge.errors import CheckpointError, MissingExtraError
+from langmerge.models.forms import Form
 from langmerge.models.pooling import POOLING_KEY
 
 TARGETS = {
@@ -15,6 +15,9 @@ TARGETS = {
     "ia3": ("key", "value", "output.dense"),
 }
 """Modules by the ends of their names, as encoders of the BERT family have them."""
+
+_FEEDFORWARD = ("output.dense", "down_proj", "fc2", "w2", "c_proj", "dense_4h_to_h")
+"""Ends of the names of modules whose input (IA)³ multiplies."""
 
 _MLM_HEADS = (
     "lm_head.dense",
@@ -49,16 +52,16 @@ class AdapterShape(BaseModel):
     tokens: Annotated[int, Field(ge=1)] = 16
 
 
-def add_adapter(model: Any, shape: AdapterShape, *, seed: int, masked_lm: bool = False) -> Any:
-    """The model with a new adapter; what trains are the adapter and the head.
+def add_adapter(model: Any, shape: AdapterShape, *, seed: int, form: Form = "classifier") -> Any:
+    """The model with a new adapter; what trains are the adapter and the head (of a causal LM: the adapter alone).
 
     A layer that only pools gets none (but a prefix, which stands before every layer).
 
     Args:
-        model: a classifier, or a masked language model.
+        model: of that form.
         shape: of the adapter.
         seed: of its draw: the same seed, shape and encoder give the same numbers, whatever the head.
-        masked_lm: the head is one of a masked language model.
+        form: what the model says.
 
     Raises:
         MissingExtraError: peft is not installed.
@@ -68,7 +71,7 @@ def add_adapter(model: Any, shape: AdapterShape, *, seed: int, masked_lm: bool =
         import peft
     except ModuleNotFoundError as error:
         raise MissingExtraError("peft", extra="adapters", needed_for="training adapters") from error
-    config = _config(peft, model, shape, masked_lm)
+    config = _config(peft, model, shape, form)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # What PEFT asks of transformers under an old name is no concern of whoever runs this.
@@ -81,24 +84,30 @@ def add_adapter(model: Any, shape: AdapterShape, *, seed: int, masked_lm: bool =
         ) from error
 
 
-def _config(peft: Any, model: Any, shape: AdapterShape, masked_lm: bool) -> Any:
+def _config(peft: Any, model: Any, shape: AdapterShape, form: Form) -> Any:
     heads = [name for name, _ in model.named_modules() if name.endswith(_MLM_HEADS)]
-    common: dict[str, Any] = (
-        {"task_type": None, "modules_to_save": heads} if masked_lm else {"task_type": "SEQ_CLS"}
-    )
+    by_form: dict[Form, dict[str, Any]] = {
+        "classifier": {"task_type": "SEQ_CLS"},
+        "tokens": {"task_type": "TOKEN_CLS"},
+        "causal": {"task_type": "CAUSAL_LM"},
+        "masked": {"task_type": None, "modules_to_save": heads},
+    }
+    common = by_form[form]
     if shape.kind == "prefix":
-        if masked_lm:
+        if form == "masked":
             raise CheckpointError(
                 "a prefix is for the layers of a classifier: train masked-LM adapters with lora or ia3"
             )
         return peft.PrefixTuningConfig(num_virtual_tokens=shape.tokens, **common)
-    targets = list(shape.targets or TARGETS[shape.kind])
     if getattr(model.config, POOLING_KEY, None) == "mean":
         common["exclude_modules"] = rf".*\.layer\.{model.config.num_hidden_layers - 1}\..*"
+    # PEFT knows by itself what causal models have, by their type.
+    targets = list(shape.targets or TARGETS[shape.kind]) if form != "causal" or shape.targets else None
     if shape.kind == "ia3":
-        feedforward = [name for name in targets if re.search(r"(^|\.)output\.dense$|^output$", name)]
+        ends = [name for name in targets or () if name.endswith(_FEEDFORWARD)]
+        feedforward = ends if targets else None
         return peft.IA3Config(target_modules=targets, feedforward_modules=feedforward, **common)
     return peft.LoraConfig(
         r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, use_rslora=shape.rslora,
-        target_modules=targets, **common,
+        target_modules="all-linear" if targets is None else targets, **common,
     )  # fmt: skip

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from langmerge.errors import CheckpointError
+
 MAX_LENGTH = 128
 """Tokens of a text that are read; utterances have a dozen."""
 
@@ -25,6 +27,24 @@ def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int = MAX_LENGTH
         return []
     ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     return ids
+
+
+def encode_with_offsets(
+    tokenizer: Any, texts: Sequence[str], *, max_length: int = MAX_LENGTH
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """Token ids as `encode` gives them, and where each token begins and ends in its text, in characters.
+
+    Raises:
+        CheckpointError: the tokenizer cannot say where.
+    """
+    if not texts:
+        return [], []
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"the tokenizer {tokenizer.name_or_path} cannot say where its tokens stand in the text"
+        )
+    found = tokenizer(list(texts), truncation=True, max_length=max_length, return_offsets_mapping=True)
+    return found["input_ids"], [[(start, stop) for start, stop in row] for row in found["offset_mapping"]]
 
 
 def length_bucketed(lengths: Sequence[int], *, batch_tokens: int) -> list[np.ndarray]:

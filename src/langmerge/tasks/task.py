@@ -60,14 +60,7 @@ class Examples:
         """
         if n is None:
             return self
-        if n < 1:
-            raise DataError(
-                f"a limit of {n} rows leaves nothing of {self.locale} {self.split}: give 1 or more"
-            )
-        by_hash = sorted(
-            range(len(self)), key=lambda row: blake2b(self.ids[row].encode(), digest_size=8).digest()
-        )
-        rows = sorted(by_hash[:n])
+        rows = drawn_rows(self.ids, n, of=f"{self.locale} {self.split}")
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows),
@@ -93,6 +86,23 @@ class Task:
     locales: tuple[str, ...]
     revision: str
     load: Callable[[str, str], Examples]
+
+
+def drawn_rows(ids: Sequence[str], n: int, *, of: str) -> list[int]:
+    """At most `n` positions in `ids`, ascending: those of the ids with the smallest hash; see `Examples.limited`.
+
+    Args:
+        ids: one per row.
+        n: how many are wanted.
+        of: whose rows they are, for the message.
+
+    Raises:
+        DataError: `n` is below 1.
+    """
+    if n < 1:
+        raise DataError(f"a limit of {n} rows leaves nothing of {of}: give 1 or more")
+    by_hash = sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode(), digest_size=8).digest())
+    return sorted(by_hash[:n])
 
 
 def available(locale: str, split: str, *, task: str, locales: Sequence[str]) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Training experts, the base they start from, and refining what is made of them."""
 
-from langmerge.training.adapters import MASKED, RATES, AdapterTraining, Bench, train_adapters
+from langmerge.training.adapters import FORMS, RATES, AdapterTraining, Bench, train_adapters
 from langmerge.training.bases import OFFLINE, ensure_base
 from langmerge.training.expert import ExpertRecord, train_expert
 from langmerge.training.pool import ORIGIN, Training, train_pool
@@ -9,7 +9,7 @@ from langmerge.training.refined import RECEIPT, DevLabels, RefinedFolder, refine
 from langmerge.training.refinement import Refined, Refinement
 
 __all__ = [
-    "MASKED",
+    "FORMS",
     "OFFLINE",
     "ORIGIN",
     "RATES",

@@ -19,23 +19,30 @@ from langmerge.checkpoint import folder_signature, new_folder, read_json
 from langmerge.errors import PoolError
 from langmerge.models import (
     AdapterShape,
+    Form,
     add_adapter,
     encode,
     load_classifier,
-    load_masked_lm,
+    load_form,
     load_tokenizer,
     new_classifier,
-    new_masked_lm,
+    new_model,
     save_classifier,
 )
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
-from langmerge.tasks import Task, load_task, task_text
+from langmerge.tasks import Examples, SlotTask, Task, load_task, slot_task, task_text
+from langmerge.training.completion import Row, completions, train_completion
 from langmerge.training.expert import train_expert
+from langmerge.training.fitting import Pace
 from langmerge.training.masked import train_masked
+from langmerge.training.tokens import train_slots
 
-MASKED = "mlm:"
-"""Before a task's name: masked language modelling on its text, without its labels."""
+FORMS: dict[str, Form] = {"mlm:": "masked", "clm:": "causal", "prompt:": "causal"}
+"""Before a task's name: masked or causal language modelling on its text without its labels; or its labels' names as what a
+causal language model goes on with."""
+
+SLOTS = "massive:slots"
 
 RATES = {"lora": 2e-3, "ia3": 1e-2, "prefix": 1e-2}
 """Peak learning rates of adapters, by kind."""
@@ -54,6 +61,7 @@ class AdapterTraining(BaseModel):
         batch_size: rows in a step.
         seed: of the adapter's draw, the order of rows and dropout.
         shared: every task and locale begins at the same draw; without, each at its own.
+        prompt: of `prompt:` tasks, with {text} in it; the label's name is the completion.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +75,7 @@ class AdapterTraining(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
     shared: bool = True
+    prompt: str = "{text}\nlabel: "
 
     @property
     def rate(self) -> float:
@@ -143,10 +152,12 @@ class Bench:
         folder = self.root / "base" / _place(task)
         with FileLock(self.root / ".bench.lock"):
             if not folder.is_dir():
-                if task.startswith(MASKED):
-                    made = new_masked_lm(self.base, seed=0)
+                form, plain = form_of(task)
+                if form == "classifier":
+                    made = new_classifier(self.base, load_task(plain, data=self.data).labels, seed=0)
                 else:
-                    made = new_classifier(self.base, load_task(task, data=self.data).labels, seed=0)
+                    labels = slot_task(self.data).labels if form == "tokens" else ()
+                    made = new_model(self.base, form, seed=0, labels=labels)
                 with new_folder(folder) as place:
                     save_classifier(*made, place)
         return folder
@@ -158,6 +169,18 @@ def _place(task: str) -> str:
     return plain if len(plain) <= 80 else f"{plain[-60:]}-{signature(task)}"
 
 
+def form_of(task: str) -> tuple[Form, str]:
+    """What a model for a task says, and the name of the task whose text it reads.
+
+    >>> form_of("mlm:sib200:topic"), form_of("massive:intent")
+    (('masked', 'sib200:topic'), ('classifier', 'massive:intent'))
+    """
+    for start, form in FORMS.items():
+        if task.startswith(start):
+            return form, task.removeprefix(start)
+    return ("tokens" if task == SLOTS else "classifier"), task
+
+
 def train_adapters(
     bench: Bench, task: str, locales: Sequence[str], training: AdapterTraining, *, progress: Progress = silent
 ) -> dict[str, dict[str, Any]]:
@@ -165,7 +188,7 @@ def train_adapters(
 
     Args:
         bench: where they go.
-        task: a classification task's name, or `mlm:` and a task's name: masked language modelling on its train text.
+        task: a classification task's name, `massive:slots`, or one of `FORMS` and a task's name.
         locales: one adapter each.
         training: settings.
         progress: told of steps.
@@ -175,9 +198,10 @@ def train_adapters(
 
     Raises:
         DataError, LocaleError: no such task or locale (found before anything is trained).
-        TrainingError: see `train_expert` and `train_masked`.
+        TrainingError: see `train_expert` and `fit`.
     """
-    loaded = load_task(task.removeprefix(MASKED), data=bench.data)
+    form, plain = form_of(task)
+    loaded = slot_task(bench.data) if form == "tokens" else load_task(plain, data=bench.data)
     for locale in locales:
         loaded.load(locale, "train")
     found = {}
@@ -199,37 +223,28 @@ def train_adapters(
 def _train_one(
     bench: Bench,
     task: str,
-    loaded: Task,
+    loaded: Task | SlotTask,
     locale: str,
     training: AdapterTraining,
     own: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    base = bench.model(task)
-    tokenizer, started = load_tokenizer(base), time.perf_counter()
-    is_masked = task.startswith(MASKED)
-    inner = load_masked_lm(base) if is_masked else load_classifier(base)
-    model = add_adapter(inner, training.shape, seed=training.draw(task, locale), masked_lm=is_masked)
+    form, _ = form_of(task)
+    base, started = bench.model(task), time.perf_counter()
+    inner = load_classifier(base) if form == "classifier" else load_form(base, form)
+    model = add_adapter(inner, training.shape, seed=training.draw(task, locale), form=form)
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(base.absolute())
 
     def told(description: str, total: int) -> Any:
         return progress(f"{task} {locale}: {description}", total)
 
-    if is_masked:
-        text = task_text(loaded, locale, limit=training.max_train)
-        went = train_masked(
-            model, encode(tokenizer, text.texts), special=frozenset(tokenizer.all_special_ids),
-            mask_id=tokenizer.mask_token_id, epochs=training.epochs, lr=training.rate, head_lr=training.head_lr,
-            batch_size=training.batch_size, seed=training.seed, progress=told,
-        )  # fmt: skip
-    else:
-        went = _classified(model, tokenizer, loaded, locale, training, told)
+    went = _fitted(model, load_tokenizer(base), task, loaded, locale, training, told)
     record = {
         "format": FORMAT, "langmerge": __version__, "how": "train", "kind": training.shape.kind, "task": task,
-        "locale": locale, "labels": None if is_masked else list(loaded.labels), "pretrained": bench.pretrained,
-        "signature": own, "settings": {**training.model_dump(), "lr": training.rate}, "training": went,
-        "seconds": time.perf_counter() - started,
+        "locale": locale, "labels": list(loaded.labels) if form in ("classifier", "tokens") else None,
+        "pretrained": bench.pretrained, "signature": own, "settings": {**training.model_dump(), "lr": training.rate},
+        "training": went, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     with new_folder(bench.adapter(task, locale), overwrite=True) as folder:
         model.save_pretrained(folder)
@@ -239,17 +254,59 @@ def _train_one(
     return record
 
 
-def _classified(
-    model: Any, tokenizer: Any, task: Task, locale: str, training: AdapterTraining, progress: Progress
+def _fitted(
+    model: Any,
+    tokenizer: Any,
+    task: str,
+    loaded: Task | SlotTask,
+    locale: str,
+    training: AdapterTraining,
+    progress: Progress,
 ) -> dict[str, Any]:
-    train = task.load(locale, "train").limited(training.max_train)
-    dev = task.load(locale, "dev").limited(training.max_dev)
-    went = train_expert(
-        model, encode(tokenizer, train.texts), train.labels, encode(tokenizer, dev.texts), dev.labels,
+    """Train by what the task asks for; scores are dev accuracy, span F1, or a loss with the sign turned."""
+    pace = Pace(
+        epochs=training.epochs, lr=training.rate, head_lr=training.head_lr, batch_size=training.batch_size,
+        seed=training.seed,
+    )  # fmt: skip
+    if isinstance(loaded, SlotTask):
+        train, dev = (loaded.load(locale, split) for split in ("train", "dev"))
+        train, dev = train.limited(training.max_train), dev.limited(training.max_dev)
+        return {
+            "score": "span F1",
+            **train_slots(model, tokenizer, train, dev, loaded.labels, pace, progress=progress),
+        }
+    form, _ = form_of(task)
+    if form == "masked":
+        text = task_text(loaded, locale, limit=training.max_train)
+        went = train_masked(
+            model, encode(tokenizer, text.texts), pace, special=frozenset(tokenizer.all_special_ids),
+            mask_id=tokenizer.mask_token_id, progress=progress,
+        )  # fmt: skip
+        return {"score": "− held-out loss, nats", **went}
+    rows = [
+        loaded.load(locale, split).limited(limit)
+        for split, limit in (("train", training.max_train), ("dev", training.max_dev))
+    ]
+    if form == "causal":
+        completed = [_completed(tokenizer, task, one, loaded.labels, training.prompt) for one in rows]
+        return {
+            "score": "− dev loss, nats",
+            **train_completion(model, completed[0], completed[1], pace, progress=progress),
+        }
+    found = train_expert(
+        model, encode(tokenizer, rows[0].texts), rows[0].labels, encode(tokenizer, rows[1].texts), rows[1].labels,
         epochs=training.epochs, lr=training.rate, head_lr=training.head_lr, batch_size=training.batch_size,
         seed=training.seed, progress=progress,
     )  # fmt: skip
     return {
-        "dev_accuracy": list(went.dev_accuracy), "train_loss": list(went.train_loss), "best_epoch": went.best_epoch,
-        "steps": went.steps,
+        "score": "dev accuracy", "train_loss": list(found.train_loss), "scores": list(found.dev_accuracy),
+        "best_epoch": found.best_epoch, "steps": found.steps,
     }  # fmt: skip
+
+
+def _completed(tokenizer: Any, task: str, rows: Examples, labels: Sequence[str], prompt: str) -> list[Row]:
+    """Label names behind a prompt; or texts behind nothing."""
+    if task.startswith("clm:"):
+        return completions(tokenizer, [""] * len(rows), rows.texts)
+    prompts = [prompt.replace("{text}", text) for text in rows.texts]
+    return completions(tokenizer, prompts, [labels[label] for label in rows.labels])
