@@ -1,19 +1,30 @@
 """AdaMergeX beside its baselines on a tiny bench."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from langmerge.adapters import Transfer, arimerge, emptied, layer_swap, transfer_adapter
+from langmerge.adapters import (
+    Adapter,
+    Transfer,
+    arimerge,
+    emptied,
+    layer_swap,
+    open_parsed,
+    put_in,
+    transfer_adapter,
+)
 from langmerge.errors import InputError, PoolError
 from langmerge.evaluate import Evaluator
 from langmerge.models import AdapterShape, load_adapted_classifier, load_tokenizer
 from langmerge.tasks import load_task
 from langmerge.training import AdapterTraining, Bench, train_adapters
-from langmerge.transferring import Crossing, compare_transfers
+from langmerge.training.epochs import bare
+from langmerge.transferring import Crossing, _Work, compare_transfers
 from tests.cli.conftest import Run, run  # noqa: F401
 from tests.experiments.conftest import write_task
 from tests.tiny_encoder import write_tiny_encoder
@@ -34,12 +45,20 @@ def crossing(tmp_path_factory: pytest.TempPathFactory) -> Crossing:
     )
     train_adapters(bench, task, ["en-US", "sw-KE"], asked)
     train_adapters(bench, f"mlm:{task}", ["en-US", *TARGETS], asked)
+    train_adapters(bench, task, ["en-US"], asked.model_copy(update={"on": f"mlm:{task}"}))
     return Crossing(bench, task, f"mlm:{task}", "en-US", TARGETS, grid=(0.5, 1.0), splits=("dev", "test"))
 
 
 def test_every_method_on_every_target(crossing: Crossing) -> None:
     found = compare_transfers(crossing)
-    methods = {"direct transfer", "AdaMergeX", "AriMerge", "language arithmetic", "head on the bare base"}
+    methods = {
+        "direct transfer",
+        "AdaMergeX",
+        "AriMerge",
+        "language arithmetic",
+        "MAD-X stack",
+        "head on the bare base",
+    }
     assert {(line.target, line.name) for line in found.lines if line.split == "test"} == {
         (target, name) for target in TARGETS for name in methods
     } | {("sw-KE", "self")}
@@ -81,6 +100,28 @@ def by_hand(crossing: Crossing, evaluator: Evaluator, target: str, t: float, spl
     return float(evaluator.logits(lambda: model, f"{target} {t}", target, split).correct.mean())
 
 
+def test_a_task_above_a_language(crossing: Crossing) -> None:
+    """base + ΔW(target's language) + ΔW(task): each put in by itself."""
+    found = {
+        line.target: line
+        for line in compare_transfers(crossing).lines
+        if line.name == "MAD-X stack" and line.split == "dev"
+    }
+    bench = crossing.bench
+    above = bench.trained(crossing.task, "en-US", on=crossing.reference)
+    assert json.loads((above / "langmerge_adapter.json").read_text())["on"] == crossing.reference
+    model = load_adapted_classifier(above)
+    put_in(bare(model), _renamed(open_parsed(bench.trained(crossing.reference, "sw-KE"))))
+    evaluator = Evaluator(load_task(crossing.task), load_tokenizer(bench.model(crossing.task)))
+    logits = evaluator.logits(lambda: model, "stack", "sw-KE", "dev")
+    assert found["sw-KE"].accuracy == pytest.approx(float(logits.correct.mean()))
+
+
+def _renamed(adapter: Adapter) -> Adapter:
+    """For a model that PEFT has wrapped: its modules lie in layers of PEFT's."""
+    return replace(adapter, keys={f"{name}.base_layer": keys for name, keys in adapter.keys.items()})
+
+
 def test_what_was_predicted_is_kept(crossing: Crossing, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare_transfers(crossing)
 
@@ -93,8 +134,6 @@ def test_what_was_predicted_is_kept(crossing: Crossing, monkeypatch: pytest.Monk
 
 def test_a_targets_own_labels_choose_nothing(crossing: Crossing) -> None:
     """With the target's dev rows turned upside down, its value stays."""
-    from langmerge.transferring import _Work
-
     work = _Work(crossing)
     family = next(one for one in work.families() if one.name == "AdaMergeX")
     tried = work.tried(family, lambda _: None)
@@ -109,8 +148,6 @@ def test_a_targets_own_labels_choose_nothing(crossing: Crossing) -> None:
 
 
 def test_faults(crossing: Crossing) -> None:
-    from dataclasses import replace
-
     with pytest.raises(InputError, match="give two or more, without the source en-US"):
         compare_transfers(replace(crossing, targets=("sw-KE",)))
     with pytest.raises(InputError, match="without the source"):

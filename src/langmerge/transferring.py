@@ -35,7 +35,7 @@ from langmerge.tasks import (
 from langmerge.training import Bench
 
 GRID = (0.25, 0.5, 0.75, 1.0)
-DIRECT, SELF, BARE = "direct transfer", "self", "head on the bare base"
+DIRECT, SELF, BARE, STACK = "direct transfer", "self", "head on the bare base", "MAD-X stack"
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class _Work:
                 value = self.chosen(family, target, tried[family.name])
                 own = self.logits(family, target, value, split) if value else direct
                 found.append(_line(target, family.name, value, split, own, direct))
-            for name in (BARE, SELF):
+            for name in (STACK, BARE, SELF):
                 if (extra := self._extra(name, target, split)) is not None:
                     found.append(_line(target, name, None, split, extra, direct))
         return found
@@ -289,12 +289,29 @@ class _Work:
                 return None
             bare = Family(BARE, (), lambda out, _target, _value: emptied(out, task=self.one))
             return self.logits(bare, target, 0.0, split)
+        if name == STACK:
+            return self._stacked(target, split)
         folder = self.crossing.bench.adapter(self.crossing.task, target)
         return (
             self._predicted(folder, open_parsed(folder).signature(), target, split)
             if folder.is_dir()
             else None
         )
+
+    def _stacked(self, target: str, split: str) -> Logits | None:
+        """The task's adapter that was trained above the source's reference, above the target's instead."""
+        bench, crossing = self.crossing.bench, self.crossing
+        above = bench.adapter(crossing.task, crossing.source, on=crossing.reference)
+        if not above.is_dir() or open_parsed(above).kind == "prefix":
+            return None
+        mode = "geometric" if open_parsed(above).kind == "ia3" else "cat"
+        asked = Merging(mode=mode, head=crossing.source)
+
+        def write(out: Path, where: str, _value: float) -> None:
+            merge_adapters(out, {above: 1.0, self.two[where]: 1.0}, asked=asked)
+
+        own = f"{STACK} {open_parsed(above).signature()}"
+        return self.logits(Family(own, (), write), target, 0.0, split)
 
     def logits(self, family: Family | str, target: str, value: float, split: str) -> Logits:
         """Kept, or predicted with an adapter that is written for it and removed."""

@@ -1,5 +1,6 @@
 """`lm.adapters`: adapters combined as adapters, from files alone, and written so that PEFT loads them."""
 
+from langmerge.adapters.applied import put_in
 from langmerge.adapters.baselines import arimerge, emptied, layer_swap
 from langmerge.adapters.full import transfer_model, transfer_recipe
 from langmerge.adapters.lora import Factors
@@ -18,6 +19,7 @@ __all__ = [
     "layer_swap",
     "merge_adapters",
     "open_parsed",
+    "put_in",
     "transfer_adapter",
     "transfer_model",
     "transfer_recipe",

@@ -61,6 +61,13 @@ def train(
     head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: int = 0,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Train above this task's adapters of the same locales, put in for good: mlm:… gives MAD-X's task above a language.",
+            metavar="TASK",
+        ),
+    ] = None,
     shared: Annotated[
         bool,
         typer.Option("--shared/--own-draws", help="All adapters begin at the same draw, or each at its own."),
@@ -89,6 +96,7 @@ def train(
         batch_size=batch_size,
         seed=seed,
         shared=shared,
+        on=on,
     )
     opened = Bench.opened(bench, base=base, data=data)
     records = train_adapters(opened, task, chosen, training, progress=bars)

@@ -13,7 +13,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from langmerge import __version__
-from langmerge.adapters.reading import RECORD
+from langmerge.adapters.applied import put_in
+from langmerge.adapters.reading import RECORD, open_parsed
 from langmerge.adapters.writing import FORMAT
 from langmerge.checkpoint import folder_signature, new_folder, read_json
 from langmerge.errors import PoolError
@@ -62,6 +63,8 @@ class AdapterTraining(BaseModel):
         seed: of the adapter's draw, the order of rows and dropout.
         shared: every task and locale begins at the same draw; without, each at its own.
         prompt: of `prompt:` tasks, with {text} in it; the label's name is the completion.
+        on: a task with adapters of the same locales, such as a language model's: the new adapters are trained on the base
+            with those put in for good (MAD-X: a task above a language). They mean nothing without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +79,7 @@ class AdapterTraining(BaseModel):
     seed: int = 0
     shared: bool = True
     prompt: str = "{text}\nlabel: "
+    on: str | None = None
 
     @property
     def rate(self) -> float:
@@ -129,17 +133,18 @@ class Bench:
         """Signature of the base."""
         return str(read_json(self.root / "bench.json")["pretrained"])
 
-    def adapter(self, task: str, locale: str) -> Path:
-        """An adapter's folder."""
-        return self.root / "adapters" / _place(task) / locale
+    def adapter(self, task: str, locale: str, *, on: str | None = None) -> Path:
+        """An adapter's folder; `on`: as in `AdapterTraining`."""
+        name = _place(task) if on is None else f"{_place(task)}.on.{_place(on)}"
+        return self.root / "adapters" / name / locale
 
-    def trained(self, task: str, locale: str) -> Path:
+    def trained(self, task: str, locale: str, *, on: str | None = None) -> Path:
         """An adapter's folder.
 
         Raises:
             PoolError: it is not there.
         """
-        folder = self.adapter(task, locale)
+        folder = self.adapter(task, locale, on=on)
         if not (folder / RECORD).is_file():
             raise PoolError(
                 f"bench {self.root} has no adapter for {task} in {locale}: langmerge adapters train {self.root} --task {task} "
@@ -204,15 +209,18 @@ def train_adapters(
     loaded = slot_task(bench.data) if form == "tokens" else load_task(plain, data=bench.data)
     for locale in locales:
         loaded.load(locale, "train")
+        if training.on is not None:
+            bench.trained(training.on, locale)
     found = {}
     for locale in locales:
         own = signature(
             {
                 "pretrained": bench.pretrained, "task": task, "revision": loaded.revision, "locale": locale,
                 "training": {**training.model_dump(), "lr": training.rate}, "langmerge": __version__,
+                "on": training.on and open_parsed(bench.trained(training.on, locale)).signature(),
             }
         )  # fmt: skip
-        folder = bench.adapter(task, locale)
+        folder = bench.adapter(task, locale, on=training.on)
         kept = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
         if kept.get("signature") != own:
             kept = _train_one(bench, task, loaded, locale, training, own, progress)
@@ -232,6 +240,8 @@ def _train_one(
     form, _ = form_of(task)
     base, started = bench.model(task), time.perf_counter()
     inner = load_classifier(base) if form == "classifier" else load_form(base, form)
+    if training.on is not None:
+        put_in(inner, open_parsed(bench.trained(training.on, locale)))
     model = add_adapter(inner, training.shape, seed=training.draw(task, locale), form=form)
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(base.absolute())
@@ -242,11 +252,11 @@ def _train_one(
     went = _fitted(model, load_tokenizer(base), task, loaded, locale, training, told)
     record = {
         "format": FORMAT, "langmerge": __version__, "how": "train", "kind": training.shape.kind, "task": task,
-        "locale": locale, "labels": list(loaded.labels) if form in ("classifier", "tokens") else None,
+        "locale": locale, "on": training.on, "labels": list(loaded.labels) if form in ("classifier", "tokens") else None,
         "pretrained": bench.pretrained, "signature": own, "settings": {**training.model_dump(), "lr": training.rate},
         "training": went, "seconds": time.perf_counter() - started,
     }  # fmt: skip
-    with new_folder(bench.adapter(task, locale), overwrite=True) as folder:
+    with new_folder(bench.adapter(task, locale, on=training.on), overwrite=True) as folder:
         model.save_pretrained(folder)
         (folder / RECORD).write_text(
             json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
