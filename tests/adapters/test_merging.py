@@ -13,7 +13,7 @@ from langmerge.adapters import Merging, merge_adapters
 from langmerge.errors import CheckpointError, InputError, MethodError
 from langmerge.methods import METHODS
 from tests.adapters.made import base, changed, filled, loaded, logits, state, write_adapter
-from tests.adapters.test_transfer import SHAPES, WEIGHTS, same
+from tests.adapters.test_transfer import SHAPES, WEIGHTS, only_head, same
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -49,9 +49,9 @@ def summed(models: list[Any], weights: list[float]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cat_is_the_sum(tmp_path: Path, shape: str) -> None:
+@pytest.mark.parametrize("weights", [[0.5, -0.2, 1.1], [-0.3, 0.7, 0.9]])
+def test_cat_is_the_sum(tmp_path: Path, shape: str, weights: list[float]) -> None:
     folders, models = some(tmp_path, changes=SHAPES[shape])
-    weights = [0.5, -0.2, 1.1]
     found = merge_adapters(tmp_path / "out", dict(zip(folders, weights, strict=True)))
     same(loaded(tmp_path / "out"), filled(summed(models, weights)))
     assert np.array(found["totals"]["cosines"]).diagonal() == pytest.approx([1, 1, 1])
@@ -166,6 +166,23 @@ def test_heads_are_matched_by_label_name(tmp_path: Path) -> None:
     for name in own:
         if "classifier" in name:
             assert torch.equal(made[name], own[name])
+
+
+def test_the_head_brings_its_own_settings(tmp_path: Path) -> None:
+    """A language's adapter before a task's: what PEFT loads as the head is the task's."""
+    (one, two, _), models = some(tmp_path)
+    for name in list(own := load_file(one / WEIGHTS)):
+        if "classifier" in name:
+            del own[name]
+    save_file(own, one / WEIGHTS, {"format": "pt"})
+    changed(one, modules_to_save=None, task_type=None)
+    (one / "langmerge_adapter.json").unlink()
+    merge_adapters(tmp_path / "out", {one: 0.5, two: 1.0})
+    dense = summed(models[:2], [0.5, 1.0]) | only_head(state(models[1]))
+    same(loaded(tmp_path / "out"), filled(dense))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert "classifier" in config["modules_to_save"]
+    assert config["task_type"] == "SEQ_CLS"
 
 
 def test_heads_without_names(tmp_path: Path) -> None:

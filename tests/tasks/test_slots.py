@@ -96,6 +96,7 @@ def test_spans_by_hand(annotated: str, text: str, spans: tuple[Span, ...]) -> No
         ("at [time : [date : nine]]", "at nine", "has a bracket that is in no"),
         ("at [time : nine]", "at ten", r"'at \[time : nine\]' without .* but for spaces, got 'at ten'"),
         ("at [time : nine]", "at nine am", "must be 'utt' but for spaces"),
+        ("at [time : nine] am", "at nine", "must be 'utt' but for spaces"),
     ],
 )
 def test_a_malformed_annotation_is_an_error_that_names_its_place(

@@ -34,8 +34,8 @@ def labels_of(adapter: Adapter) -> tuple[str, ...] | None:
 
 def head_pieces(
     adapters: Mapping[str, Adapter], weights: Mapping[str, float], head: str
-) -> tuple[list[Piece], tuple[str, ...] | None]:
-    """The head of a merge, and its labels.
+) -> tuple[list[Piece], tuple[str, ...] | None, Adapter]:
+    """The head of a merge, its labels, and the adapter whose config says what the head is (the first one without a head).
 
     Args:
         adapters: by name.
@@ -53,11 +53,11 @@ def head_pieces(
             )
         having = {head: having[head]}
     if not having:
-        return [], None
+        return [], None, next(iter(adapters.values()))
     first = next(iter(having.values()))
     reference = labels_of(first)
     if len(having) == 1:
-        return [kept_piece(first, one) for one in first.whole], reference
+        return [kept_piece(first, one) for one in first.whole], reference, first
     _check_alike(having)
     orders = _orders(having) if head == BY_NAME else {}
     total = sum(weights[one] for one in having)
@@ -66,7 +66,8 @@ def head_pieces(
             f"weights {[weights[one] for one in having]} give no average of the heads: name one with --head"
         )
     shares = [weights[one] / total for one in having]
-    return [_piece(list(having.values()), tensor, shares, orders) for tensor in first.whole], reference
+    pieces = [_piece(list(having.values()), tensor, shares, orders) for tensor in first.whole]
+    return pieces, reference, first
 
 
 def _check_alike(having: Mapping[str, Adapter]) -> None:

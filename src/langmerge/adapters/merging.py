@@ -25,6 +25,8 @@ from langmerge.progress import Progress, silent
 MODES = {"lora": ("cat", "svd", "product", "core"), "ia3": ("linear", "geometric"), "prefix": ("linear",)}
 """How each kind is merged; the first is the default."""
 
+_OF_HEAD = ("modules_to_save", "task_type", "base_model_name_or_path", "revision", "auto_mapping")
+
 WITH_METHODS = ("product", "core")
 SUM = "task_arithmetic"
 
@@ -108,14 +110,17 @@ def merge_adapters(
     check_output(out, overwrite=overwrite)
     work = _checked(adapters, asked)
     first = work.all[0]
-    kept, labels = head_pieces(work.adapters, dict(zip(work.adapters, work.weights, strict=True)), asked.head)
+    kept, labels, headed = head_pieces(
+        work.adapters, dict(zip(work.adapters, work.weights, strict=True)), asked.head
+    )
     pieces = [_PIECES[first.kind](work, module) for module in work.modules]
     return write_adapter(
         out,
-        _config(work, pieces),
+        # What the head is, and where: a task's adapter may come after a language's.
+        _config(work, pieces) | {key: headed.config[key] for key in _OF_HEAD if key in headed.config},
         [*pieces, *kept],
         lambda said: _record(work, said, labels),
-        companions=first.folder,
+        companions=headed.folder,
         overwrite=overwrite,
         progress=progress,
     )

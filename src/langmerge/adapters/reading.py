@@ -27,7 +27,7 @@ _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Ways of drawing A and B that leave the base as it was; others (PiSSA, OLoRA, LoftQ, CorDA) change it."""
 
 _KNOWN = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "alpha_pattern", "auto_mapping", "eva_config", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
     "target_modules", "task_type", "use_rslora",

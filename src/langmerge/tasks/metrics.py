@@ -28,9 +28,9 @@ class PairedDifference:
     """Model a minus model b on the same rows.
 
     Args:
-        points: difference of the accuracies, in percentage points.
+        points: difference of the accuracies (or F1), in percentage points.
         low, high: its percentile interval, in points.
-        p_value: exact McNemar test, two-sided.
+        p_value: two-sided: exact McNemar test of accuracies; of span F1 a paired randomisation test.
         n: rows.
     """
 
@@ -97,17 +97,17 @@ def bootstrap_interval(
         MethodError: an unknown metric, or a value outside its range.
     """
     _check_rows(labels, predictions, names="labels and predictions")
-    _check_bootstrap(level=level, samples=samples)
+    check_bootstrap(level=level, samples=samples)
     if metric not in METRICS:
         raise MethodError(f"unknown metric {metric!r}: {what_is_accepted(metric, METRICS)}")
     if metric == "accuracy":
         right = int((labels == predictions).sum())
-        drawn = _resampled(np.array([right, len(labels) - right]), samples=samples, seed=seed)
+        drawn = resampled(np.array([right, len(labels) - right]), samples=samples, seed=seed)
         scores = drawn[:, 0] / len(labels)
     else:
         cells, counts = _confusion(labels, predictions)
-        scores = _macro_f1_of_counts(cells, _resampled(counts, samples=samples, seed=seed))
-    return _percentiles(scores, level=level)
+        scores = _macro_f1_of_counts(cells, resampled(counts, samples=samples, seed=seed))
+    return percentiles(scores, level=level)
 
 
 def paired_difference(
@@ -137,13 +137,13 @@ def paired_difference(
     binomial on the rows where the models differ), without a mid-p correction; 1 if they differ nowhere.
     """
     _check_rows(correct_a, correct_b, names="the two models' rows")
-    _check_bootstrap(level=level, samples=samples)
+    check_bootstrap(level=level, samples=samples)
     if correct_a.dtype != np.bool_ or correct_b.dtype != np.bool_:
         raise DataError(f"where a model is right must be bool, got {correct_a.dtype} and {correct_b.dtype}")
     n = len(correct_a)
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
-    drawn = _resampled(np.array([only_a, only_b, n - only_a - only_b]), samples=samples, seed=seed)
-    interval = _percentiles(100 * (drawn[:, 0] - drawn[:, 1]) / n, level=level)
+    drawn = resampled(np.array([only_a, only_b, n - only_a - only_b]), samples=samples, seed=seed)
+    interval = percentiles(100 * (drawn[:, 0] - drawn[:, 1]) / n, level=level)
     return PairedDifference(
         points=100 * (only_a - only_b) / n,
         low=interval.low,
@@ -174,13 +174,13 @@ def mean_interval(
         MethodError: `level` or `samples` outside its range.
     """
     _check_rows(values, values, names="values")
-    _check_bootstrap(level=level, samples=samples)
+    check_bootstrap(level=level, samples=samples)
     if not np.isfinite(values).all():
         faults = int((~np.isfinite(values)).sum())
         raise DataError(f"{faults} of {len(values)} values are not finite: their mean is none")
     outcomes, counts = np.unique(values, return_counts=True)
-    drawn = _resampled(counts, samples=samples, seed=seed)
-    return float(values.mean()), _percentiles(drawn @ outcomes / len(values), level=level)
+    drawn = resampled(counts, samples=samples, seed=seed)
+    return float(values.mean()), percentiles(drawn @ outcomes / len(values), level=level)
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
@@ -216,14 +216,16 @@ def _macro_f1_of_counts(
     return np.asarray(f1.sum(axis=1) / (occurrences > 0).sum(axis=1))
 
 
-def _resampled(
+def resampled(
     counts: Int64[np.ndarray, " cells"], *, samples: int, seed: int
 ) -> Int64[np.ndarray, "samples cells"]:
+    """How many rows of each outcome are drawn, with replacement, in each resample."""
     n = counts.sum()
     return np.random.default_rng(seed).multinomial(n, counts / n, size=samples)
 
 
-def _percentiles(scores: Float64[np.ndarray, " samples"], *, level: float) -> Interval:
+def percentiles(scores: Float64[np.ndarray, " samples"], *, level: float) -> Interval:
+    """What holds the middle share `level` of scores."""
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return Interval(low=float(low), high=float(high))
 
@@ -235,7 +237,8 @@ def _check_rows(a: np.ndarray, b: np.ndarray, *, names: str) -> None:
         )
 
 
-def _check_bootstrap(*, level: float, samples: int) -> None:
+def check_bootstrap(*, level: float, samples: int) -> None:
+    """Raise a MethodError unless an interval can be made of these."""
     if not 0 < level < 1:
         raise MethodError(f"level {level} is no coverage: give a number between 0 and 1, like 0.95")
     if samples < 1:

@@ -15,7 +15,7 @@ from langmerge.errors import DataError
 from langmerge.tasks.choices import what_is_accepted
 from langmerge.tasks.data import data_set_folder
 from langmerge.tasks.massive import FOLDER, locale_files
-from langmerge.tasks.metrics import Interval, PairedDifference, _check_bootstrap, _percentiles, _resampled
+from langmerge.tasks.metrics import Interval, PairedDifference, check_bootstrap, percentiles, resampled
 from langmerge.tasks.records import Row, examples_of, identity_of, json_records, split_of, text_of
 from langmerge.tasks.task import available, drawn_rows
 
@@ -171,7 +171,7 @@ def token_labels(offsets: Offsets, spans: Sequence[Span], labels: Sequence[str])
         if name not in position:
             raise DataError(f"the labels lack {name!r}: give the task's, like BIO")
         found.append(position[name])
-        last = span or last
+        last = span
     return found
 
 
@@ -232,9 +232,9 @@ def span_f1_interval(
     gold: Spans, predicted: Spans, *, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> Interval:
     """Percentile bootstrap of `span_f1` over rows; options and errors as for `bootstrap_interval`."""
-    _check_bootstrap(level=level, samples=samples)
+    check_bootstrap(level=level, samples=samples)
     outcomes, counts = np.unique(_outcomes(gold, predicted), axis=0, return_counts=True)
-    return _percentiles(_f1(_resampled(counts, samples=samples, seed=seed) @ outcomes), level=level)
+    return percentiles(_f1(resampled(counts, samples=samples, seed=seed) @ outcomes), level=level)
 
 
 def paired_span_f1(
@@ -246,11 +246,11 @@ def paired_span_f1(
     test does not apply; `p_value` is of the randomisation test (which for accuracy is McNemar's): each row's predictions
     change places with probability 1/2, p = (1 + times the difference is as far from 0 or farther) / (1 + samples).
     """
-    _check_bootstrap(level=level, samples=samples)
+    check_bootstrap(level=level, samples=samples)
     pairs = np.hstack([_outcomes(gold, first), _outcomes(gold, second)])
     outcomes, counts = np.unique(pairs, axis=0, return_counts=True)
     points = float(_points(pairs.sum(axis=0)))
-    interval = _percentiles(_points(_resampled(counts, samples=samples, seed=seed) @ outcomes), level=level)
+    interval = percentiles(_points(resampled(counts, samples=samples, seed=seed) @ outcomes), level=level)
     swaps = np.random.default_rng(seed).binomial(counts, 0.5, size=(samples, len(counts)))
     by_chance = _points(pairs.sum(axis=0) + swaps @ (np.roll(outcomes, 2, axis=1) - outcomes))
     # The same difference may be rounded otherwise.
