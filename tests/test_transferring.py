@@ -24,7 +24,7 @@ from langmerge.models import AdapterShape, load_adapted_classifier, load_tokeniz
 from langmerge.tasks import load_task
 from langmerge.training import AdapterTraining, Bench, train_adapters
 from langmerge.training.epochs import bare
-from langmerge.transferring import Crossing, _Work, compare_transfers
+from langmerge.transferring import Comparison, Crossing, compare_transfers
 from tests.cli.conftest import Run, run  # noqa: F401
 from tests.experiments.conftest import write_task
 from tests.tiny_encoder import write_tiny_encoder
@@ -134,17 +134,16 @@ def test_what_was_predicted_is_kept(crossing: Crossing, monkeypatch: pytest.Monk
 
 def test_a_targets_own_labels_choose_nothing(crossing: Crossing) -> None:
     """With the target's dev rows turned upside down, its value stays."""
-    work = _Work(crossing)
-    family = next(one for one in work.families() if one.name == "AdaMergeX")
-    tried = work.tried(family, lambda _: None)
-    before = work.chosen(family, "sw-KE", tried)
-    spoiled = {
-        key: one
-        if key[0] != "sw-KE"
-        else type(one)(one.signature, one.ids, (one.labels + int(key[1] * 2)) % 3, one.values)
-        for key, one in tried.items()
-    }
-    assert work.chosen(family, "sw-KE", spoiled) == before
+    work = Comparison(crossing)
+    family = next(one for one in work.families if one.name == "AdaMergeX")
+    before, others = work.chosen(family, "sw-KE"), work.chosen(family, "de-DE")
+    for key, one in list(work._tried.items()):
+        if key[1] == "sw-KE":
+            # Right wherever t is 1, wrong elsewhere.
+            wrong = (one.predictions + (key[2] != 1.0)) % 3
+            work._tried[key] = type(one)(one.signature, one.ids, wrong.astype(np.int64), one.values)
+    assert work.chosen(family, "sw-KE") == before
+    assert work.chosen(family, "de-DE") == 1.0 != others
 
 
 def test_faults(crossing: Crossing) -> None:

@@ -1,6 +1,6 @@
 """AdaMergeX beside its baselines on a bench of adapters; t, and every baseline's own number, chosen on other languages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -147,29 +147,35 @@ def compare_transfers(crossing: Crossing, *, progress: Progress = silent) -> Com
         InputError: fewer than two targets, or the source among them.
         PoolError: an adapter is missing; says how to train it.
     """
-    if len(set(crossing.targets)) < 2 or crossing.source in crossing.targets:
-        raise InputError(
-            f"targets {', '.join(crossing.targets) or 'none'}: give two or more, without the source {crossing.source} (each "
-            "is a proxy for the others)"
-        )
-    work = _Work(crossing)
-    families = work.families()
-    total = len(crossing.targets) * (1 + sum(len(family.values) for family in families))
+    work = Comparison(crossing)
+    total = len(crossing.targets) * sum(len(family.values) for family in work.families)
     with progress("trying every value on dev", total) as advance:
-        tried = {family.name: work.tried(family, advance) for family in families}
-    curve = [point for family in families for point in work.points(family, tried[family.name])]
+        work.try_all(advance)
     lines = []
-    with progress("measuring what was chosen", len(crossing.targets)) as advance:
+    with progress("measuring what was chosen", len(crossing.splits) * len(crossing.targets)) as advance:
         for target in crossing.targets:
-            lines += work.lines(target, families, tried)
-            advance(1)
-    return Compared(tuple(lines), tuple(curve), work.left_out)
+            for split in crossing.splits:
+                lines += work.lines(target, split)
+                advance(1)
+    return Compared(tuple(lines), tuple(work.points()), work.left_out)
 
 
-class _Work:
-    """Adapters, rows and kept logits of one comparison."""
+class Comparison:
+    """Adapters, rows and kept logits of one comparison.
+
+    Args:
+        crossing: what is compared.
+
+    Raises:
+        InputError, PoolError: see `compare_transfers`.
+    """
 
     def __init__(self, crossing: Crossing) -> None:
+        if len(set(crossing.targets)) < 2 or crossing.source in crossing.targets:
+            raise InputError(
+                f"targets {', '.join(crossing.targets) or 'none'}: give two or more, without the source "
+                f"{crossing.source} (each is a proxy for the others)"
+            )
         self.crossing, bench = crossing, crossing.bench
         self.evaluator = Evaluator(
             load_task(crossing.task, data=bench.data),
@@ -183,8 +189,10 @@ class _Work:
         self.signatures = {
             folder: open_parsed(folder).signature() for folder in (self.one, self.three, *self.two.values())
         }
+        self.families = self._families()
+        self._tried: dict[tuple[str, str, float], Logits] = {}
 
-    def families(self) -> list[Family]:
+    def _families(self) -> list[Family]:
         """The transfer and its baselines, where they can be made of these adapters."""
         numbers = {layer_of(module) for module in open_parsed(self.one).keys} - {None}
         layers = sorted(number for number in numbers if number is not None)
@@ -236,51 +244,61 @@ class _Work:
             return False
         return True
 
-    def tried(self, family: Family, advance: Advance) -> dict[tuple[str, float], Logits]:
-        """Dev logits by target and value, 0 among them."""
-        found = {}
-        for target in self.crossing.targets:
-            found[target, 0.0] = self.logits(DIRECT, target, 0.0, "dev")
-            for value in family.values:
-                found[target, value] = self.logits(family, target, value, "dev")
-                advance(1)
-        return found
+    def try_all(self, advance: Advance = lambda _: None) -> None:
+        """Dev logits of every value on every target."""
+        for family in self.families:
+            for target in self.crossing.targets:
+                for value in family.values:
+                    self.tried(family, target, value)
+                    advance(1)
 
-    def points(self, family: Family, tried: Mapping[tuple[str, float], Logits]) -> list[Point]:
-        """The curve of one method."""
-        targets, points = self.crossing.targets, []
-        start = np.concatenate([tried[target, 0.0].correct for target in targets])
-        for value in (0.0, *family.values):
-            correct = np.concatenate([tried[target, value].correct for target in targets])
-            shares = {target: float(tried[target, value].correct.mean()) for target in targets}
-            points.append(Point(family.name, value, shares, paired_difference(correct, start)))
-        return points
+    def tried(self, family: Family, target: str, value: float) -> Logits:
+        """Dev logits of one value."""
+        key = (family.name if value else DIRECT, target, value)
+        if key not in self._tried:
+            self._tried[key] = self.logits(family if value else DIRECT, target, value, "dev")
+        return self._tried[key]
 
-    def chosen(self, family: Family, target: str, tried: Mapping[tuple[str, float], Logits]) -> float:
+    def points(self) -> list[Point]:
+        """The curves of all methods."""
+        return [self._point(family, value) for family in self.families for value in (0.0, *family.values)]
+
+    def _point(self, family: Family, value: float) -> Point:
+        own = {target: self.tried(family, target, value).correct for target in self.crossing.targets}
+        start = np.concatenate([self.tried(family, target, 0.0).correct for target in own])
+        shares = {target: float(correct.mean()) for target, correct in own.items()}
+        return Point(family.name, value, shares, paired_difference(np.concatenate(list(own.values())), start))
+
+    def chosen(self, family: Family, target: str) -> float:
         """The best value on the other targets' dev rows; of equal ones the smallest."""
         others = [one for one in self.crossing.targets if one != target]
 
         def mean(value: float) -> float:
-            return float(np.mean([tried[other, value].correct.mean() for other in others]))
+            return float(np.mean([self.tried(family, other, value).correct.mean() for other in others]))
 
         return min((0.0, *family.values), key=lambda value: (-mean(value), value))
 
-    def lines(
-        self, target: str, families: Sequence[Family], tried: Mapping[str, Mapping[tuple[str, float], Logits]]
-    ) -> list[Line]:
-        """All methods on one target."""
-        found = []
-        for split in self.crossing.splits:
-            direct = self.logits(DIRECT, target, 0.0, split)
-            found.append(_line(target, DIRECT, None, split, direct, None))
-            for family in families:
-                value = self.chosen(family, target, tried[family.name])
-                own = self.logits(family, target, value, split) if value else direct
-                found.append(_line(target, family.name, value, split, own, direct))
-            for name in (STACK, BARE, SELF):
-                if (extra := self._extra(name, target, split)) is not None:
-                    found.append(_line(target, name, None, split, extra, direct))
+    def outcomes(self, target: str, split: str) -> dict[str, tuple[float | None, Logits]]:
+        """Every method's chosen value and its logits on a target's split; direct transfer first."""
+        found: dict[str, tuple[float | None, Logits]] = {
+            DIRECT: (None, self.logits(DIRECT, target, 0.0, split))
+        }
+        for family in self.families:
+            value = self.chosen(family, target)
+            found[family.name] = (value, self.logits(family if value else DIRECT, target, value, split))
+        for name in (STACK, BARE, SELF):
+            if (extra := self._extra(name, target, split)) is not None:
+                found[name] = (None, extra)
         return found
+
+    def lines(self, target: str, split: str) -> list[Line]:
+        """All methods on one target."""
+        found = self.outcomes(target, split)
+        direct = found[DIRECT][1]
+        return [
+            _line(target, name, value, split, own, None if name == DIRECT else direct)
+            for name, (value, own) in found.items()
+        ]
 
     def _extra(self, name: str, target: str, split: str) -> Logits | None:
         """The references that are no merges, where they are there."""
