@@ -1,0 +1,143 @@
+"""The experiment on adapters in docs/results.md: benches of several seeds and kinds, every transfer beside its baselines.
+
+    python scripts/adapter_results.py train OUT --base DIR [--only 'lora-0,ia3-*'] [--data DIR]
+    python scripts/adapter_results.py table OUT [--only …] [--data DIR]
+
+A bench is a kind, a way of drawing and a seed: lora-0, own-0 (LoRA, every adapter at its own draw), ia3-0, prefix-0, lora-1, ….
+In each: intent and topic of en-US and of the targets (what is moved, and self), scenario, topic, intent and masked-LM
+references. Everything is kept, so that a run can be stopped at any time, and several processes can share the work by different
+--only. The table uses what is there: dev (300 rows) chooses every number on the other targets, test (1,000 rows, 204 of
+SIB-200) is predicted once.
+"""
+
+import argparse
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from learning_tables import gain_interval
+
+from langmerge.errors import InputError
+from langmerge.models import AdapterShape
+from langmerge.training import AdapterTraining, Bench, train_adapters
+from langmerge.transferring import DIRECT, Comparison, Crossing
+
+SOURCE, TARGETS = "en-US", ("sw-KE", "cy-GB", "sq-AL", "vi-VN", "th-TH", "hi-IN")
+INTENT, SCENARIO, TOPIC, LANGUAGE = "massive:intent", "massive:scenario", "sib200:topic", "mlm:massive:intent"
+KINDS = {
+    "lora": (AdapterShape(rank=8, alpha=16), 2e-3, True),
+    "own": (AdapterShape(rank=8, alpha=16), 2e-3, False),
+    "ia3": (AdapterShape(kind="ia3"), 1e-2, True),
+    "prefix": (AdapterShape(kind="prefix"), 3e-2, True),
+}
+SEEDS, ROWS = (0, 1, 2), 1500
+ROLES = ((INTENT, SCENARIO), (INTENT, TOPIC), (INTENT, LANGUAGE), (TOPIC, INTENT))
+"""What is moved, and by which reference."""
+
+
+def benches(given: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
+    """Kind, seed and folder."""
+    for seed in SEEDS:
+        for kind in KINDS:
+            if any(fnmatch.fnmatch(f"{kind}-{seed}", one) for one in given.only.split(",")):
+                yield kind, seed, given.out / f"{kind}-{seed}"
+
+
+def train(given: argparse.Namespace) -> None:
+    """What is missing, the references first that most tables need."""
+    for kind, seed, root in benches(given):
+        shape, lr, shared = KINDS[kind]
+        asked = AdapterTraining(shape=shape, lr=lr, max_train=ROWS, max_dev=300, seed=seed, shared=shared)
+        bench = Bench.opened(root, base=given.base, data=given.data)
+        language = () if kind == "prefix" else (LANGUAGE,)
+        everywhere = [SOURCE, *TARGETS]
+        plan = [(INTENT, [SOURCE]), *((task, everywhere) for task in (SCENARIO, TOPIC, *language, INTENT))]
+        for task, locales in plan:
+            for locale in locales:
+                record = train_adapters(bench, task, [locale], asked)[locale]
+                print(f"{root.name} {task} {locale} {max(record['training']['scores']):.3f}", flush=True)
+
+
+def table(given: argparse.Namespace) -> None:
+    """Means over targets and seeds; gains over direct transfer with a bootstrap over rows and seeds."""
+    for task, reference in ROLES:
+        for kind in KINDS:
+            modes = ("product", "factors") if kind in ("lora", "own") else (None,)
+            for mode in modes:
+                _print(given, task, reference, kind, mode)
+
+
+def _print(given: argparse.Namespace, task: str, reference: str, kind: str, mode: str | None) -> None:
+    correct: dict[str, dict[tuple[str, int], np.ndarray]] = defaultdict(dict)
+    values: dict[str, list[float]] = defaultdict(list)
+    for own, seed, root in benches(given):
+        if own != kind or not root.is_dir():
+            continue
+        limits = {"dev": 300, "test": 1000}
+        crossing = Crossing(
+            Bench.opened(root, data=given.data), task, reference, SOURCE, TARGETS, mode=mode, limits=limits
+        )
+        try:
+            work = Comparison(crossing)
+        except InputError as error:
+            print(f"\n{root.name}, {task} by {reference}: {error}")
+            continue
+        for target in TARGETS:
+            for name, (value, logits) in work.outcomes(target, "test").items():
+                correct[name][target, seed] = logits.correct
+                if value is not None:
+                    values[name].append(value)
+    if not correct:
+        return
+    seeds = sorted({seed for _, seed in correct[DIRECT]})
+    print(
+        f"\n### {kind}{f', {mode}' if mode else ''}: {task} by {reference}, seeds {', '.join(map(str, seeds))}\n"
+    )
+    print(
+        f"| | {' | '.join(TARGETS)} | mean | gain over direct, points [95 %] | chosen |\n|---|{'---|' * (len(TARGETS) + 3)}"
+    )
+    for name, cells in correct.items():
+        shares = [
+            np.mean([100 * one.mean() for (t, _), one in cells.items() if t == target] or [np.nan])
+            for target in TARGETS
+        ]
+        differences = {
+            _Cell(*key): 100.0 * (one.astype(float) - correct[DIRECT][key]) for key, one in cells.items()
+        }
+        point, low, high = gain_interval(differences)  # type: ignore[arg-type]
+        chosen = ", ".join(f"{value:g} × {values[name].count(value)}" for value in sorted(set(values[name])))
+        row = " | ".join(f"{share:.1f}" for share in shares)
+        gain = "" if name == DIRECT else f"{point:+.1f} [{low:+.1f}, {high:+.1f}]"
+        print(f"| {name} | {row} | {np.mean(shares):.1f} | {gain} | {chosen} |")
+
+
+class _Cell(tuple[str, int]):
+    """A target and a seed, as `gain_interval` asks for them."""
+
+    def __new__(cls, target: str, seed: int) -> "_Cell":
+        return super().__new__(cls, (target, seed))
+
+    @property
+    def target(self) -> str:
+        """The language."""
+        return self[0]
+
+
+def main() -> None:
+    """Train or print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", default="*", help="globs of benches, by commas")
+    given = parser.parse_args()
+    {"train": train, "table": table}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()
