@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from langmerge.adapters import Transfer, transfer_adapter
+from langmerge.adapters.measures import by_layer, said_of
 from langmerge.errors import CheckpointError, InputError, OutputError
 from tests.adapters.made import ROLES, base, changed, filled, loaded, logits, state, write_adapter
 
@@ -182,6 +183,7 @@ def test_measures_by_hand(tmp_path: Path) -> None:
     assert said["divergence"] == pytest.approx(float(moved.norm()), rel=1e-5)
     cosine = float((task * moved).sum() / task.norm() / moved.norm())
     assert said["cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert list(found["layers"]) == ["0", "1"]
     assert found == json.loads((tmp_path / "out" / "langmerge_adapter.json").read_text())
     assert found["settings"] == {"t": -0.5, "mode": "product", "rank": None, "clip": None, "dtype": "keep"}
 
@@ -202,6 +204,13 @@ def test_narrow_factors_are_exact_or_said_to_be_rounded(tmp_path: Path) -> None:
     assert "--dtype float32 keeps it exact" in rounded["notes"][0]
     wide = transfer_adapter(tmp_path / "wide", **folders, asked=Transfer(t=0.3, dtype="float32"))
     assert wide["notes"] == []
+
+
+def test_layers_are_in_order() -> None:
+    one = said_of(1.0, 2.0, 0.5)
+    found = by_layer({f"model.layers.{n}.q": one for n in (10, 2, 0)} | {"lm_head": one})
+    assert list(found) == ["0", "2", "10", "lm_head"]
+    assert found["10"] == {"ratio": 2.0, "cosine": 0.5}
 
 
 # What is refused; nothing is written.

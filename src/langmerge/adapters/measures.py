@@ -11,13 +11,16 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def by_layer(said: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """‖P2 − P3‖ / ‖P1‖ and the cosine for each layer; modules without a number of a layer stand by themselves."""
+    """‖P2 − P3‖ / ‖P1‖ and the cosine for each layer; modules without a layer's number stand last."""
     places = {name: one for found in said.values() for name, one in found.get("places", {}).items()} or said
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, one in places.items():
         number = layer_of(name)
         groups.setdefault(name if number is None else str(number), []).append(one)
-    return {name: totals(group) for name, group in groups.items()}
+    ordered = sorted(
+        groups, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    )
+    return {name: totals(groups[name]) for name in ordered}
 
 
 def layer_of(module: str) -> int | None:

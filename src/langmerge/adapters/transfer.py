@@ -6,6 +6,7 @@ Adaptive Adapter Merging". Additive for LoRA, multiplicative for (IA)³, a map a
 """
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from langmerge.checkpoint import check_output
 from langmerge.errors import InputError
 from langmerge.progress import Progress, silent
 
-SHARED = 0.5
-"""Adapters whose A correlate by less did not begin at the same draw."""
+SHARED = 0.3
+"""Adapters whose A correlate by less (median over modules) did not begin at the same draw: independent draws of rank 8 stay
+within 0.05 of 0 in every module, training took adapters of one draw down to 0.7 (0.47 in one module)."""
 
 _HEAD = re.compile(r"^(classifier|score|lm_head|cls|qa_outputs|classification_head|pre_classifier|pooler)\b")
 
@@ -132,10 +134,13 @@ def _notes(three: Three, mode: str, said: Mapping[str, Mapping[str, Any]]) -> li
             f"{len(fewer)} modules stay the task's own: the references have none, such as {fewer[0]}"
         )
     if mode == "factors":
-        error, shared = totals(said.values())["error"], [one["shared"] for one in said.values()]
-        if min(shared) < SHARED:
+        error, shared = (
+            totals(said.values())["error"],
+            statistics.median(one["shared"] for one in said.values()),
+        )
+        if shared < SHARED:
             notes.append(
-                f"the adapters did not begin at the same draw (A correlates by {min(shared):.2f} at least): adding A to A "
+                f"the adapters did not begin at the same draw (A correlates by {shared:.2f}): adding A to A "
                 "mixes coordinates that mean nothing to each other; use mode product"
             )
         notes.append(f"cross terms are {100 * error:.1f} % of the exact update")
