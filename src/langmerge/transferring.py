@@ -14,7 +14,7 @@ from langmerge.adapters import (
     arimerge,
     emptied,
     layer_swap,
-    merge_adapters,
+    merge,
     open_parsed,
     transfer_adapter,
 )
@@ -218,7 +218,7 @@ class Comparison:
             )
 
         def arithmetic(out: Path, target: str, weight: float) -> None:
-            merge_adapters(out, {self.one: 1.0, self.two[target]: weight}, asked=Merging(head=self.one.name))
+            merge(out, {self.one: 1.0, self.two[target]: weight}, asked=Merging(head=self.one.name))
 
         def swapped(out: Path, target: str, depth: float) -> None:
             ends = {*layers[: int(depth)], *layers[-int(depth) :]}
@@ -326,7 +326,7 @@ class Comparison:
         asked = Merging(mode=mode, head=crossing.source)
 
         def write(out: Path, where: str, _value: float) -> None:
-            merge_adapters(out, {above: 1.0, self.two[where]: 1.0}, asked=asked)
+            merge(out, {above: 1.0, self.two[where]: 1.0}, asked=asked)
 
         own = f"{STACK} {open_parsed(above).signature()}"
         return self.logits(Family(own, (), write), target, 0.0, split)

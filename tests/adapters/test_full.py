@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from langmerge.adapters import transfer_model
+from langmerge.adapters import Transfer, transfer
 from langmerge.engine.verify import verify
 from langmerge.errors import InputError
 from langmerge.models import load_classifier
@@ -26,7 +26,7 @@ def models(folder: Path, *labels: list[str]) -> dict[str, Path]:
 @pytest.mark.parametrize("other", [["a", "b", "c"], ["x", "y"]])
 def test_three_models(tmp_path: Path, t: float, other: list[str]) -> None:
     folders = models(tmp_path, ["a", "b", "c"], other, other)
-    transfer_model(tmp_path / "out", t=t, **folders)
+    transfer(tmp_path / "out", **folders, asked=Transfer(t=t))
     one, two, three, made = (
         load_file(folder / "model.safetensors") for folder in (*folders.values(), tmp_path / "out")
     )
@@ -43,7 +43,7 @@ def test_references_with_other_heads(tmp_path: Path) -> None:
     folders = models(tmp_path, *[["a", "b"]] * 3)
     for seed, role in enumerate(ROLES[1:], 5):
         write_xlm_roberta(folders[role], "masked_lm", seed=seed)
-    transfer_model(tmp_path / "out", **folders)
+    transfer(tmp_path / "out", **folders)
     one, two, three, made = (
         load_file(folder / "model.safetensors") for folder in (*folders.values(), tmp_path / "out")
     )
@@ -55,7 +55,9 @@ def test_references_with_other_heads(tmp_path: Path) -> None:
 def test_nothing_to_transfer(tmp_path: Path) -> None:
     folders = models(tmp_path, *[["a", "b"]] * 3)
     with pytest.raises(InputError, match=r"t = 0 leaves .*task_source as it is"):
-        transfer_model(tmp_path / "out", t=0.0, **folders)
+        transfer(tmp_path / "out", **folders, asked=Transfer(t=0.0))
     with pytest.raises(InputError, match="are the same: nothing would be transferred"):
-        transfer_model(tmp_path / "out", **{**folders, "reference_source": folders["reference_target"]})
+        transfer(tmp_path / "out", **{**folders, "reference_source": folders["reference_target"]})
+    with pytest.raises(InputError, match="is a whole model: mode, rank"):
+        transfer(tmp_path / "out", **folders, asked=Transfer(mode="svd"))
     assert not (tmp_path / "out").exists()

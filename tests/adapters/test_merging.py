@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from langmerge.adapters import Merging, merge_adapters
+from langmerge.adapters import Merging, merge
 from langmerge.errors import CheckpointError, InputError, MethodError
 from langmerge.methods import METHODS
 from tests.adapters.made import base, changed, filled, loaded, logits, state, write_adapter
@@ -52,7 +52,7 @@ def summed(models: list[Any], weights: list[float]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("weights", [[0.5, -0.2, 1.1], [-0.3, 0.7, 0.9]])
 def test_cat_is_the_sum(tmp_path: Path, shape: str, weights: list[float]) -> None:
     folders, models = some(tmp_path, changes=SHAPES[shape])
-    found = merge_adapters(tmp_path / "out", dict(zip(folders, weights, strict=True)))
+    found = merge(tmp_path / "out", dict(zip(folders, weights, strict=True)))
     same(loaded(tmp_path / "out"), filled(summed(models, weights)))
     assert np.array(found["totals"]["cosines"]).diagonal() == pytest.approx([1, 1, 1])
     assert found["labels"] == LABELS
@@ -60,7 +60,7 @@ def test_cat_is_the_sum(tmp_path: Path, shape: str, weights: list[float]) -> Non
 
 def test_cosines_are_those_of_the_updates(tmp_path: Path) -> None:
     folders, models = some(tmp_path, changes=SHAPES["modules"])
-    found = merge_adapters(tmp_path / "out", dict.fromkeys(folders, 0.5))
+    found = merge(tmp_path / "out", dict.fromkeys(folders, 0.5))
     start = state(base())
     moved = [
         torch.cat(
@@ -75,10 +75,10 @@ def test_cosines_are_those_of_the_updates(tmp_path: Path) -> None:
 def test_svd_of_full_rank_is_the_sum_and_less_says_what_is_lost(tmp_path: Path) -> None:
     folders, models = some(tmp_path, changes=SHAPES["ranks and alphas"])
     weights = dict.fromkeys(folders, 0.5)
-    found = merge_adapters(tmp_path / "whole", weights, asked=Merging(mode="svd", rank=50))
+    found = merge(tmp_path / "whole", weights, asked=Merging(mode="svd", rank=50))
     same(loaded(tmp_path / "whole"), filled(summed(models, [0.5] * 3)))
     assert found["totals"]["error"] < 1e-6
-    less = merge_adapters(tmp_path / "less", weights, asked=Merging(mode="svd"))
+    less = merge(tmp_path / "less", weights, asked=Merging(mode="svd"))
     assert 0.01 < less["totals"]["error"] < 0.9
     assert json.loads((tmp_path / "less" / "adapter_config.json").read_text())["r"] == 4
 
@@ -98,7 +98,7 @@ def test_methods_on_products(tmp_path: Path, method: str, parameters: dict[str, 
     folders, models = some(tmp_path)
     weights = [0.5, 0.7, 0.9]
     asked = Merging(mode="product", method=method, parameters=parameters, rank=8)
-    found = merge_adapters(tmp_path / "out", dict(zip(folders, weights, strict=True)), asked=asked)
+    found = merge(tmp_path / "out", dict(zip(folders, weights, strict=True)), asked=asked)
     start, states, dense = state(base()), [state(one) for one in models], summed(models, weights)
     for module in found["modules"]:
         name = f"{module}.weight"
@@ -113,11 +113,9 @@ def test_methods_on_products(tmp_path: Path, method: str, parameters: dict[str, 
 def test_the_core_space_is_exact_for_sums_and_takes_methods(tmp_path: Path) -> None:
     folders, models = some(tmp_path, changes=SHAPES["ranks and alphas"])
     weights = dict.fromkeys(folders, 0.5)
-    merge_adapters(tmp_path / "sum", weights, asked=Merging(mode="core"))
+    merge(tmp_path / "sum", weights, asked=Merging(mode="core"))
     same(loaded(tmp_path / "sum"), filled(summed(models, [0.5] * 3)))
-    found = merge_adapters(
-        tmp_path / "ties", weights, asked=Merging(method="ties", parameters={"density": 0.3})
-    )
+    found = merge(tmp_path / "ties", weights, asked=Merging(method="ties", parameters={"density": 0.3}))
     assert (found["settings"]["mode"], found["settings"]["method"]) == ("core", "ties")
     assert np.abs(logits(loaded(tmp_path / "ties")) - logits(loaded(tmp_path / "sum"))).max() > 1e-3
 
@@ -128,7 +126,7 @@ def test_vectors(tmp_path: Path, mode: str) -> None:
         tmp_path, "ia3", [{}, {}, {"target_modules": ["query"], "feedforward_modules": []}]
     )
     weights = [0.5, 0.7, 0.4]
-    merge_adapters(tmp_path / "out", dict(zip(folders, weights, strict=True)), asked=Merging(mode=mode))
+    merge(tmp_path / "out", dict(zip(folders, weights, strict=True)), asked=Merging(mode=mode))
     dense, start = summed(models, weights), state(base())
     if mode == "geometric":
         for name, own in start.items():
@@ -140,7 +138,7 @@ def test_vectors(tmp_path: Path, mode: str) -> None:
 
 def test_prefixes(tmp_path: Path) -> None:
     folders, _ = some(tmp_path, "prefix")
-    merge_adapters(tmp_path / "out", dict(zip(folders, [0.2, 0.3, 0.5], strict=True)))
+    merge(tmp_path / "out", dict(zip(folders, [0.2, 0.3, 0.5], strict=True)))
     tables = [load_file(folder / WEIGHTS)["prompt_embeddings"] for folder in folders]
     expected = 0.2 * tables[0] + 0.3 * tables[1] + 0.5 * tables[2]
     table = loaded(tmp_path / "out").prompt_encoder["default"].embedding.weight
@@ -158,9 +156,9 @@ def test_heads_are_matched_by_label_name(tmp_path: Path) -> None:
     save_file(own, file, {"format": "pt"})
     label(folders[1], [LABELS[row] for row in turned])
     weights = dict(zip(folders, [0.3, 0.3, 0.4], strict=True))
-    merge_adapters(tmp_path / "out", weights)
+    merge(tmp_path / "out", weights)
     same(loaded(tmp_path / "out"), filled(summed(models, [0.3, 0.3, 0.4])))
-    kept = merge_adapters(tmp_path / "kept", weights, asked=Merging(head="b"))
+    kept = merge(tmp_path / "kept", weights, asked=Merging(head="b"))
     assert kept["labels"] == ["c", "a", "b"]
     made = load_file(tmp_path / "kept" / WEIGHTS)
     for name in own:
@@ -177,7 +175,7 @@ def test_the_head_brings_its_own_settings(tmp_path: Path) -> None:
     save_file(own, one / WEIGHTS, {"format": "pt"})
     changed(one, modules_to_save=None, task_type=None)
     (one / "langmerge_adapter.json").unlink()
-    merge_adapters(tmp_path / "out", {one: 0.5, two: 1.0})
+    merge(tmp_path / "out", {one: 0.5, two: 1.0})
     dense = summed(models[:2], [0.5, 1.0]) | only_head(state(models[1]))
     same(loaded(tmp_path / "out"), filled(dense))
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -190,16 +188,16 @@ def test_heads_without_names(tmp_path: Path) -> None:
     (folders[1] / "langmerge_adapter.json").unlink()
     weights = dict.fromkeys(folders, 0.5)
     with pytest.raises(InputError, match="the labels of b's head are not known: say --head position"):
-        merge_adapters(tmp_path / "out", weights)
-    merge_adapters(tmp_path / "out", weights, asked=Merging(head="position"))
+        merge(tmp_path / "out", weights)
+    merge(tmp_path / "out", weights, asked=Merging(head="position"))
     same(loaded(tmp_path / "out"), filled(summed(models, [0.5] * 3)))
     label(folders[1], ["a", "b", "d"])
     with pytest.raises(InputError, match="a and b have other labels: c, d"):
-        merge_adapters(tmp_path / "never", weights)
+        merge(tmp_path / "never", weights)
     with pytest.raises(InputError, match="--head z: give names, position or one of a, b, c"):
-        merge_adapters(tmp_path / "never", weights, asked=Merging(head="z"))
+        merge(tmp_path / "never", weights, asked=Merging(head="z"))
     with pytest.raises(InputError, match="give no average of the heads"):
-        merge_adapters(
+        merge(
             tmp_path / "never", dict(zip(folders, [1, -1, -0.5], strict=True)), asked=Merging(head="position")
         )
     assert not (tmp_path / "never").exists()
@@ -224,7 +222,7 @@ def test_heads_without_names(tmp_path: Path) -> None:
 def test_settings(tmp_path: Path, asked: dict[str, Any], error: type[Exception], says: str) -> None:
     folders, _ = some(tmp_path)
     with pytest.raises(error, match=says):
-        merge_adapters(tmp_path / "out", dict.fromkeys(folders, 0.5), asked=Merging(**asked))
+        merge(tmp_path / "out", dict.fromkeys(folders, 0.5), asked=Merging(**asked))
     assert not (tmp_path / "out").exists()
 
 
@@ -238,21 +236,21 @@ def test_nothing_to_merge_and_what_does_not_fit(tmp_path: Path) -> None:
         ({one: 0.5, two: float("inf")}, "weight inf of b"),
     ):
         with pytest.raises(InputError, match=says):
-            merge_adapters(out, given)
+            merge(out, given)
     changed(two, use_dora=True)
     with pytest.raises(CheckpointError, match="use_dora"):
-        merge_adapters(out, {one: 0.5, two: 0.5})
+        merge(out, {one: 0.5, two: 0.5})
     write_adapter(two, 5, "ia3")
     with pytest.raises(InputError, match=r"a .* is lora, b .* is ia3"):
-        merge_adapters(out, {one: 0.5, two: 0.5})
+        merge(out, {one: 0.5, two: 0.5})
     assert not out.exists()
 
 
 def test_one_adapter_is_scaled_or_recompressed(tmp_path: Path) -> None:
     (one, *_), (model, *_) = some(tmp_path)
-    merge_adapters(tmp_path / "half", {one: 0.5})
+    merge(tmp_path / "half", {one: 0.5})
     same(loaded(tmp_path / "half"), filled(summed([model], [0.5])))
-    found = merge_adapters(tmp_path / "thin", {one: 1.0}, asked=Merging(mode="svd", rank=1))
+    found = merge(tmp_path / "thin", {one: 1.0}, asked=Merging(mode="svd", rank=1))
     assert 0.01 < found["totals"]["error"] < 0.9
 
 
@@ -263,4 +261,4 @@ def test_vectors_of_other_signs_have_no_geometric_mean(tmp_path: Path) -> None:
     own[name][3] = -0.5
     save_file(own, two / WEIGHTS, {"format": "pt"})
     with pytest.raises(InputError, match=r"layer.1.attention.self.query' entry 3: .* use mode linear"):
-        merge_adapters(tmp_path / "out", {one: 0.5, two: 0.5}, asked=Merging(mode="geometric"))
+        merge(tmp_path / "out", {one: 0.5, two: 0.5}, asked=Merging(mode="geometric"))

@@ -2,12 +2,12 @@
 
 from langmerge.adapters.applied import put_in
 from langmerge.adapters.baselines import arimerge, emptied, layer_swap
-from langmerge.adapters.full import transfer_model, transfer_recipe
+from langmerge.adapters.full import transfer, transfer_recipe
 from langmerge.adapters.lora import Factors
-from langmerge.adapters.merging import Merging, merge_adapters
+from langmerge.adapters.merging import Merging, merge
+from langmerge.adapters.moving import transfer_adapter
 from langmerge.adapters.reading import Adapter, open_parsed
 from langmerge.adapters.three import Transfer
-from langmerge.adapters.transfer import transfer_adapter
 
 __all__ = [
     "Adapter",
@@ -17,10 +17,10 @@ __all__ = [
     "arimerge",
     "emptied",
     "layer_swap",
-    "merge_adapters",
+    "merge",
     "open_parsed",
     "put_in",
+    "transfer",
     "transfer_adapter",
-    "transfer_model",
     "transfer_recipe",
 ]

@@ -78,7 +78,7 @@ class _Work:
         return [(w, one) for w, one in zip(self.weights, self.all, strict=True) if module in one.keys]
 
 
-def merge_adapters(
+def merge(
     out: Path,
     adapters: Mapping[Path, float],
     *,

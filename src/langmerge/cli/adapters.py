@@ -66,47 +66,21 @@ def transfer(
     """Move a task adapter to another language (AdaMergeX): P1 + t (P2 − P3), as its kind demands. Reads adapter files
     alone; whole models go too.
     """
-    from langmerge.adapters import Transfer, transfer_adapter
-    from langmerge.checkpoint import ADAPTER_CONFIG
+    from langmerge.adapters import Transfer
+    from langmerge.adapters import transfer as run
 
-    folders = {
-        "task_source": task_source,
-        "reference_target": reference_target,
-        "reference_source": reference_source,
-    }
-    if not any((folder / ADAPTER_CONFIG).is_file() for folder in folders.values()) and all(
-        (folder / "config.json").is_file() for folder in folders.values()
-    ):
-        given = {
-            "--mode": mode,
-            "--rank": rank,
-            "--clip": clip,
-            "--dtype": None if dtype == "keep" else dtype,
-        }
-        _transfer_models(out, folders, t, given, overwrite, as_json)
-        return
-    asked = Transfer(t=t, mode=mode, rank=rank, clip=clip, dtype=dtype, same_base=same_base)
-    record = transfer_adapter(out, asked=asked, overwrite=overwrite, progress=bars, **folders)
-    for note in record["notes"]:
+    record = run(
+        out,
+        task_source=task_source,
+        reference_target=reference_target,
+        reference_source=reference_source,
+        asked=Transfer(t=t, mode=mode, rank=rank, clip=clip, dtype=dtype, same_base=same_base),
+        overwrite=overwrite,
+        progress=bars,
+    )
+    for note in record.get("notes", []):
         tell(f"note: {note}")
     show(as_json, {"out": str(out), **record}, lambda: _print_transfer(out, record))
-
-
-def _transfer_models(
-    out: Path,
-    folders: Mapping[str, Path],
-    t: float,
-    given: Mapping[str, Any],
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    from langmerge.adapters import transfer_model
-
-    if needless := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"{needless[0]} is for adapters, these are whole models: leave it out")
-    transfer_model(out, t=t, overwrite=overwrite, progress=bars, **folders)
-    payload = {"out": str(out), "t": t, **{role: str(folder) for role, folder in folders.items()}}
-    show(as_json, payload, lambda: say(f"θ1 + {t:g} (θ2 − θ3) written to {out}"))
 
 
 def merge(
@@ -143,7 +117,8 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge PEFT adapters of one base into one that PEFT loads: Σ w ΔW, whatever their ranks, alphas and modules."""
-    from langmerge.adapters import Merging, merge_adapters
+    from langmerge.adapters import Merging
+    from langmerge.adapters import merge as run
 
     asked = Merging(
         mode=mode,
@@ -154,7 +129,7 @@ def merge(
         dtype=dtype,
         same_base=same_base,
     )
-    record = merge_adapters(out, weighted(adapters), asked=asked, overwrite=overwrite, progress=bars)
+    record = run(out, weighted(adapters), asked=asked, overwrite=overwrite, progress=bars)
     for note in record["notes"]:
         tell(f"note: {note}")
     show(as_json, {"out": str(out), **record}, lambda: _print_merge(out, record))
@@ -182,6 +157,9 @@ def weighted(given: list[str]) -> dict[Path, float]:
 
 
 def _print_transfer(out: Path, record: Mapping[str, Any]) -> None:
+    if record.get("how") != "transfer":
+        say(f"θ1 + t (θ2 − θ3) written to {out} (signature {record['signature']})")
+        return
     settings, totals = record["settings"], record["totals"]
     rows = [[name, *_cells(one)] for name, one in (*record["layers"].items(), ("all", totals))]
     header = ["layer", "‖P2 − P3‖ / ‖P1‖", "cosine", "error %", "clipped"]
