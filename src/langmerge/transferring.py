@@ -19,6 +19,7 @@ from langmerge.adapters import (
     transfer_adapter,
 )
 from langmerge.adapters.measures import layer_of
+from langmerge.adapters.three import MODES
 from langmerge.errors import InputError
 from langmerge.evaluate import Evaluator
 from langmerge.models import load_adapted_classifier, load_tokenizer
@@ -35,6 +36,10 @@ from langmerge.tasks import (
 from langmerge.training import Bench
 
 GRID = (0.25, 0.5, 0.75, 1.0)
+
+MAKING = 1
+"""Number of the way in which adapters are put together: kept logits of another one are not taken."""
+
 DIRECT, SELF, BARE, STACK = "direct transfer", "self", "head on the bare base", "MAD-X stack"
 
 
@@ -185,6 +190,7 @@ class Comparison:
         self.one = bench.trained(crossing.task, crossing.source)
         self.three = bench.trained(crossing.reference, crossing.source)
         self.two = {target: bench.trained(crossing.reference, target) for target in crossing.targets}
+        self.mode = crossing.mode or MODES[open_parsed(self.one).kind][0]
         self.left_out: dict[str, str] = {}
         self.signatures = {
             folder: open_parsed(folder).signature() for folder in (self.one, self.three, *self.two.values())
@@ -199,7 +205,7 @@ class Comparison:
         depths = tuple(float(n) for n in (1, 2, 3) if 2 * n < len(layers))
 
         def moved(out: Path, target: str, t: float) -> None:
-            asked = Transfer(t=t, mode=self.crossing.mode)
+            asked = Transfer(t=t, mode=self.mode)
             transfer_adapter(
                 out,
                 task_source=self.one,
@@ -337,7 +343,7 @@ class Comparison:
             return self._predicted(self.one, self.signatures[self.one], target, split)
         own = signature(
             [
-                family.name, value, self.crossing.mode if family.name == "AdaMergeX" else None,
+                MAKING, family.name, value, self.mode if family.name == "AdaMergeX" else None,
                 *(self.signatures[one] for one in (self.one, self.two[target], self.three)),
             ]
         )  # fmt: skip
