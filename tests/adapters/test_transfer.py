@@ -311,6 +311,11 @@ def test_prefixes_of_other_lengths(tmp_path: Path) -> None:
         ({"lora_bias": True}, "has lora_bias"),
         ({"init_lora_weights": "pissa"}, "changes the base"),
         ({"bias": "all"}, "trains biases"),
+        ({"lora_alpha": 0}, r"alpha is 0 for '\S+', so it changes nothing"),
+        (
+            {"alpha_pattern": {"layer.1.attention.self.query": 0}},
+            r"alpha is 0 for '\S*layer.1.attention.self.query'",
+        ),
         ({"peft_type": "VERA"}, "is 'VERA': there are rules for LORA, IA3, PREFIX_TUNING"),
     ],
 )

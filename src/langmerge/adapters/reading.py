@@ -197,6 +197,8 @@ def _check_shapes(adapter: Adapter) -> None:
                 raise CheckpointError(
                     f"adapter {adapter}: factors {found[1]} × {found[0]} of {module!r} are no product of matrices"
                 )
+            if not adapter.scale(module):
+                raise CheckpointError(f"adapter {adapter}: alpha is 0 for {module!r}, so it changes nothing")
         elif adapter.kind == "prefix" and (
             len(found[0]) != 2
             or found[0][1] % (2 * int(adapter.config.get("num_layers") or 0) or found[0][1] + 1)
