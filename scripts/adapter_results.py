@@ -108,9 +108,10 @@ def _print(given: argparse.Namespace, task: str, reference: str, kind: str, mode
         }
         point, low, high = gain_interval(differences)  # type: ignore[arg-type]
         chosen = ", ".join(f"{value:g} × {values[name].count(value)}" for value in sorted(set(values[name])))
-        row = " | ".join(f"{share:.1f}" for share in shares)
+        # Of some targets only, where a bench is not whole: no mean over all.
+        row = " | ".join("–" if np.isnan(share) else f"{share:.1f}" for share in (*shares, np.mean(shares)))
         gain = "" if name == DIRECT else f"{point:+.1f} [{low:+.1f}, {high:+.1f}]"
-        print(f"| {name} | {row} | {np.mean(shares):.1f} | {gain} | {chosen} |")
+        print(f"| {name} | {row} | {gain} | {chosen} |")
 
 
 class _Cell(tuple[str, int]):
