@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -68,6 +68,14 @@ class Crossing:
     grid: tuple[float, ...] = GRID
     limits: Mapping[str, int | None] | None = None
     splits: tuple[str, ...] = ("dev",)
+
+
+class Roles(TypedDict):
+    """Three adapters by what they are in a transfer."""
+
+    task_source: Path
+    reference_target: Path
+    reference_source: Path
 
 
 @dataclass(frozen=True)
@@ -204,24 +212,18 @@ class Comparison:
         layers = sorted(number for number in numbers if number is not None)
         depths = tuple(float(n) for n in (1, 2, 3) if 2 * n < len(layers))
 
+        def roles(target: str) -> Roles:
+            return {
+                "task_source": self.one,
+                "reference_target": self.two[target],
+                "reference_source": self.three,
+            }
+
         def moved(out: Path, target: str, t: float) -> None:
-            asked = Transfer(t=t, mode=self.mode)
-            transfer_adapter(
-                out,
-                task_source=self.one,
-                reference_target=self.two[target],
-                reference_source=self.three,
-                asked=asked,
-            )
+            transfer_adapter(out, **roles(target), asked=Transfer(t=t, mode=self.mode))
 
         def summed(out: Path, target: str, c: float) -> None:
-            arimerge(
-                out,
-                task_source=self.one,
-                reference_target=self.two[target],
-                reference_source=self.three,
-                c=c,
-            )
+            arimerge(out, **roles(target), c=c)
 
         def arithmetic(out: Path, target: str, weight: float) -> None:
             merge(out, {self.one: 1.0, self.two[target]: weight}, asked=Merging(head=self.one.name))

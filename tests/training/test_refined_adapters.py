@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from langmerge.errors import CheckpointError, MissingExtraError
+from langmerge.errors import CheckpointError, MissingExtraError, TrainingError
 from langmerge.models import (
     load_adapted_classifier,
     load_classifier,
@@ -156,4 +156,17 @@ def test_broken_adapters(folder: Path, adapter: Path, text: Unlabelled, tmp_path
     save_file({n: t for n, t in some.items() if "lora_A" not in n}, broken / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="cannot be put on"):
         refine_folder(broken, text, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prefix_is_not_refined(folder: Path, text: Unlabelled, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        peft.get_peft_model(load_classifier(folder, device="cpu"), config).save_pretrained(
+            tmp_path / "prefix"
+        )
+    with pytest.raises(TrainingError, match="Nothing of this model trains: a prefix"):
+        refine_folder(tmp_path / "prefix", text, tmp_path / "out", base=folder, refinement=STILL)
     assert not (tmp_path / "out").exists()

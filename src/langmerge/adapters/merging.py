@@ -17,7 +17,7 @@ from langmerge.adapters.heads import BY_NAME, head_pieces
 from langmerge.adapters.reading import PROMPT, Adapter, open_parsed
 from langmerge.adapters.rules import ia3_config, prefix_config
 from langmerge.adapters.writing import KEEP, Piece, dtype_of, lora_config, rounded_by_scaling, write_adapter
-from langmerge.checkpoint import check_output
+from langmerge.checkpoint import check_output, check_outside
 from langmerge.errors import InputError, MethodError
 from langmerge.methods import METHODS, checked_parameters, require_weights, statistics_of
 from langmerge.progress import Progress, silent
@@ -109,6 +109,7 @@ def merge(
     asked = asked or Merging()
     check_output(out, overwrite=overwrite)
     work = _checked(adapters, asked)
+    check_outside(out, (one.folder for one in work.all))
     first = work.all[0]
     kept, labels, headed = head_pieces(
         work.adapters, dict(zip(work.adapters, work.weights, strict=True)), asked.head

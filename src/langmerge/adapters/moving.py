@@ -16,7 +16,7 @@ from langmerge.adapters.reading import open_parsed
 from langmerge.adapters.rules import CONFIGS, PLANS
 from langmerge.adapters.three import Three, Transfer, checked
 from langmerge.adapters.writing import Piece, kept_piece, write_adapter
-from langmerge.checkpoint import check_output
+from langmerge.checkpoint import check_output, check_outside
 from langmerge.errors import InputError
 from langmerge.progress import Progress, silent
 
@@ -62,6 +62,7 @@ def transfer_adapter(
     asked = asked or Transfer()
     check_output(out, overwrite=overwrite)
     three = Three(*(open_parsed(folder) for folder in (task_source, reference_target, reference_source)))
+    check_outside(out, (one.folder for one in three.all))
     mode = checked(three, asked)
     pieces = PLANS[three.one.kind](three, asked, mode)
     kept, left_out = _whole(three)

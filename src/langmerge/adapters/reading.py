@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from langmerge.adapters.lora import Factors
-from langmerge.checkpoint import Checkpoint, fingerprint, open_adapter, read_json
+from langmerge.checkpoint import Checkpoint, adapter_signature, open_adapter, read_json
 from langmerge.errors import CheckpointError
 
 Kind = Literal["lora", "ia3", "prefix"]
@@ -120,8 +120,8 @@ class Adapter:
         return self.checkpoint.read_finite(self.keys[module][0])
 
     def signature(self) -> str:
-        """16 hexadecimal digits for the weights."""
-        return fingerprint(self.checkpoint)[:16]
+        """12 hexadecimal digits for weights and settings."""
+        return adapter_signature(self.checkpoint)
 
 
 def open_parsed(folder: Path | str) -> Adapter:

@@ -2,6 +2,7 @@
 
 from langmerge.checkpoint.fingerprint import (
     CHUNK,
+    adapter_signature,
     checkpoint_signature,
     chunk_digest,
     fingerprint,
@@ -9,7 +10,7 @@ from langmerge.checkpoint.fingerprint import (
     kept_fingerprint,
     tensor_digest,
 )
-from langmerge.checkpoint.folder import check_output, new_folder
+from langmerge.checkpoint.folder import check_output, check_outside, new_folder
 from langmerge.checkpoint.header import DTYPES, TensorInfo, read_header
 from langmerge.checkpoint.places import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from langmerge.checkpoint.reader import Checkpoint, label_names, not_finite, open_adapter, open_checkpoint
@@ -24,7 +25,9 @@ __all__ = [
     "Slot",
     "TensorInfo",
     "WeightWriter",
+    "adapter_signature",
     "check_output",
+    "check_outside",
     "checkpoint_signature",
     "chunk_digest",
     "fingerprint",

@@ -126,6 +126,13 @@ def checkpoint_signature(checkpoint: Checkpoint, digests: Mapping[str, str] | No
     return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())[:12]
 
 
+def adapter_signature(checkpoint: Checkpoint) -> str:
+    """12 hexadecimal digits for an adapter by itself: weights and settings, wherever its base lies."""
+    config = {key: one for key, one in checkpoint.config.items() if key != "base_model_name_or_path"}
+    said = json.dumps(config, sort_keys=True, ensure_ascii=False)
+    return xxhash.xxh3_128_hexdigest(f"{fingerprint(checkpoint)}\n{said}".encode())[:12]
+
+
 def folder_signature(folder: Path) -> str:
     """The `checkpoint_signature` of a model folder.
 

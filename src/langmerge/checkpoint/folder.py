@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,17 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"output {out} cannot be written: {parent} is not a folder one may write to")
+
+
+def check_outside(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise where replacing `out` would remove what is read.
+
+    Raises:
+        OutputError: an input lies in `out`.
+    """
+    for place in inputs:
+        if place.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"output {out} holds the input {place}: choose another place")
 
 
 @contextmanager

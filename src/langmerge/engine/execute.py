@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from langmerge.checkpoint import DTYPES, Slot, WeightWriter, check_output, new_folder, read_json
+from langmerge.checkpoint import (
+    DTYPES,
+    Slot,
+    WeightWriter,
+    check_output,
+    check_outside,
+    new_folder,
+    read_json,
+)
 from langmerge.coefficients import group_of
 from langmerge.engine.faults import zero_delta
 from langmerge.engine.plan import Plan, TensorPlan
 from langmerge.engine.planning import AnyRecipe, make_plan
 from langmerge.engine.receipt import model_card, receipt
 from langmerge.engine.stream import Stream, TensorResult
-from langmerge.errors import OutputError, PlanError
+from langmerge.errors import PlanError
 from langmerge.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -115,9 +123,7 @@ def merge(
     check_output(out, overwrite=overwrite)
     plan = make_plan(recipe)
     read = [*(c.folder for c in plan.checkpoints), *(one.file for one in plan.statistics.values())]
-    for place in read:
-        if place.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"output {out} holds the input {place}: choose another place")
+    check_outside(out, read)
     slots = [Slot(tensor.name, tensor.shape, tensor.dtype) for tensor in plan.written]
     stream = Stream(plan, threads, device)
     results: list[TensorResult] = []

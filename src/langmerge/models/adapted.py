@@ -7,7 +7,14 @@ from typing import Any
 import torch
 import xxhash
 
-from langmerge.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, folder_signature, read_json
+from langmerge.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_signature,
+    folder_signature,
+    open_adapter,
+    read_json,
+)
 from langmerge.errors import CheckpointError, MissingExtraError
 from langmerge.models.classifier import load_classifier, load_tokenizer
 
@@ -53,6 +60,9 @@ def load_adapted_classifier(
             # PEFT does not train a prefix on that it has loaded.
             trains = read_json(folder / ADAPTER_CONFIG).get("peft_type") != "PREFIX_TUNING"
             model: Any = PeftModel.from_pretrained(bare, str(folder), is_trainable=trains)
+            if not trains:
+                # It leaves the base free to train, whose weights no adapter folder would keep.
+                model.requires_grad_(False)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, UserWarning) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"the adapter {folder} cannot be put on {place}: {reason}") from error
@@ -98,12 +108,6 @@ def model_signature(folder: Path, *, base: Path | str | None = None) -> str:
     if not is_adapter(folder):
         return folder_signature(folder)
     place = adapter_base(folder, base)
-    config = {**read_json(folder / ADAPTER_CONFIG), "base_model_name_or_path": None}
-    try:
-        weights = (folder / ADAPTER_WEIGHTS).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"the adapter {folder} has no {ADAPTER_WEIGHTS}: {error.strerror}") from None
     stands_on = folder_signature(place) if isinstance(place, Path) else str(place)
-    said = "\n".join(f"{key}={config[key]!r}" for key in sorted(config))
-    parts = (xxhash.xxh3_128_hexdigest(weights), said, stands_on)
+    parts = (adapter_signature(open_adapter(folder)), stands_on)
     return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())[:12]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from langmerge import __version__
-from langmerge.checkpoint import check_output, new_folder, read_json
-from langmerge.errors import CheckpointError, DataError, OutputError
+from langmerge.checkpoint import check_output, check_outside, new_folder, read_json
+from langmerge.errors import CheckpointError, DataError
 from langmerge.models import (
     best_device,
     encode,
@@ -110,7 +110,8 @@ def refine_folder(
     own = signature(payload)
     if (found := _kept(out, own, base)) is not None:
         return RefinedFolder(out, found, kept=True)
-    _check_places(out, inputs, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
+    check_outside(out, inputs)
     classifier, tokenizer = load_model(model, base=base)
     names = label_names(classifier.config)
     encoded = encode(tokenizer, text.texts)
@@ -208,13 +209,6 @@ def _kept(out: Path, own: str, base: Path | str | None) -> dict[str, Any] | None
     if record.get("signature") != own or record.get("result") != model_signature(out, base=base):
         return None
     return record
-
-
-def _check_places(out: Path, inputs: Mapping[Path, str], *, overwrite: bool) -> None:
-    check_output(out, overwrite=overwrite)
-    for folder in inputs:
-        if folder.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"output {out} holds the input {folder}: choose another place")
 
 
 def _teacher_logits(
