@@ -13,6 +13,7 @@ import numpy as np
 from learning_results import CONTINUED, REFINED, VARIANTS, Bench, Cell, arguments, cells, logits_of
 
 from langmerge.selection.judging import spearman
+from langmerge.tasks import seeded_interval
 from langmerge.training.alignment import aligning_bias, ordered_prior
 
 OTHERS = {"self", "vote", *CONTINUED, *REFINED}
@@ -49,28 +50,12 @@ def _row(
     by_target = {
         t: [100 * one.mean() for c, one in kept.items() if c.target == t] for t in given.targets.split(",")
     }
-    points, low, high = gain_interval({c: 100.0 * (kept[c].astype(float) - against[c]) for c in kept})
+    points, interval = seeded_interval(
+        {(c.target, place): 100.0 * (kept[c].astype(float) - against[c]) for place, c in enumerate(kept)}
+    )
     values = [f"{np.mean(v):.1f}" if v else "–" for v in by_target.values()]
     mean = np.mean([np.mean(v) for v in by_target.values() if v])
-    return f"| {name} | {' | '.join(values)} | {mean:.1f} | {points:+.1f} [{low:+.1f}, {high:+.1f}] | {len(kept)} |"
-
-
-def gain_interval(differences: dict[Cell, np.ndarray], draws: int = 2_000) -> tuple[float, float, float]:
-    """Mean over targets of the mean over seeds; rows are drawn once for all seeds of a target, and seeds anew in each draw."""
-    rng = np.random.default_rng(0)
-    targets = sorted({cell.target for cell in differences})
-    tables = {t: np.stack([one for c, one in differences.items() if c.target == t]) for t in targets}
-    point = float(np.mean([own.mean() for own in tables.values()]))
-    found = []
-    for _ in range(draws):
-        parts = []
-        for own in tables.values():
-            seeds = rng.integers(0, len(own), len(own))
-            rows = rng.integers(0, own.shape[1], own.shape[1])
-            parts.append(own[seeds].mean(0)[rows].mean())
-        found.append(np.mean(parts))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return point, float(low), float(high)
+    return f"| {name} | {' | '.join(values)} | {mean:.1f} | {points:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}] | {len(kept)} |"
 
 
 def label_free(values: np.ndarray, vote: np.ndarray) -> dict[str, float]:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import langmerge.experiments.study as study_module
+import langmerge.experiments.desk as desk_module
+import langmerge.experiments.sweep as sweep_module
 from langmerge.evaluate import transfer_matrix
-from langmerge.experiments import Grid, run_study
+from langmerge.experiments import Grid, run_sweep
+from langmerge.experiments.board import TargetBoard
 from langmerge.experiments.candidates import Candidate
-from langmerge.experiments.references import TargetBoard
+from langmerge.experiments.desk import Ground
 from langmerge.pool import Expert, Pool
 from langmerge.results import Logits, Study, signature
 from langmerge.tasks import Task
@@ -51,6 +53,9 @@ class FakeEvaluator:
         self.splits.append(split)
         return answers(expert, locale, split, self.scores[split][expert])
 
+    def kept(self, name: str, locale: str, split: str) -> Path:
+        return Path(f"{split}/{locale}/{name}")
+
 
 class FakeScorer:
     """Stands for `CandidateScorer`: a merge's score depends on its method alone."""
@@ -73,9 +78,28 @@ def fake_evaluator(root: Path, *, test: Mapping[str, float] = TEST) -> Any:
     return FakeEvaluator(fake_pool(root), {"dev": DEV, "test": test})
 
 
-def fake_board(root: Path, **scores: Any) -> TargetBoard:
+def fake_board(
+    root: Path, *, merges: Mapping[str, Mapping[str, float]] = MERGES, **scores: Any
+) -> TargetBoard:
     evaluator = fake_evaluator(root, **scores)
-    return TargetBoard(evaluator, transfer_matrix(evaluator), TARGET, seed=7)
+    scorer: Any = FakeScorer(merges)
+    return TargetBoard(evaluator, transfer_matrix(evaluator), TARGET, seed=7, scorer=scorer)
+
+
+class FakeDesk:
+    """Stands for `Desk`."""
+
+    def __init__(
+        self, root: Path, test: Mapping[str, float], merges: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        self.target_board = fake_board(root, test=test, merges=merges)
+        self.evaluator = self.target_board.evaluator
+
+    def board(self, _: str) -> TargetBoard:
+        return self.target_board
+
+    def grounds(self, _: str) -> dict[str, Any]:
+        return {"models": "none"}
 
 
 def fake_study(
@@ -85,15 +109,18 @@ def fake_study(
     test: Mapping[str, float] = TEST,
     merges: Mapping[str, Mapping[str, float]] = MERGES,
 ) -> Study:
-    """`run_study` as it is, around the two stand-ins."""
-    evaluator = fake_evaluator(out / "pool", test=test)
-    monkeypatch.setattr(study_module, "load_task", lambda *_, **__: evaluator.task)
-    monkeypatch.setattr(study_module, "ensure_base", lambda *_, **__: out / "base")
-    monkeypatch.setattr(study_module, "train_pool", lambda *_, **__: evaluator.pool)
-    monkeypatch.setattr(study_module, "PoolEvaluator", lambda *_, **__: evaluator)
-    monkeypatch.setattr(study_module, "CandidateScorer", lambda _: FakeScorer(merges))
+    """`run_sweep` as it is, around the stand-ins."""
+    desk = FakeDesk(out / "pool", test, merges)
+    ground = Ground(out / "pool", None, SOURCES, None, 7, "")
+    monkeypatch.setattr(sweep_module, "prepare", lambda *_, **__: [ground])
+    monkeypatch.setattr(sweep_module, "base_name", lambda _: "nothing")
+    for module in (sweep_module, desk_module):
+        monkeypatch.setattr(module, "desk", lambda _: desk)
     grid = {
         "task": "fake:intent", "base": "nowhere", "sources": SOURCES, "targets": [TARGET], "training": {"seed": 7},
         "k": [2, "all"], "modes": ["ExcTar", "IncTar"], "methods": [{"method": name} for name in MERGES["dev"]],
     }  # fmt: skip
-    return run_study(Grid.model_validate(grid), out)
+    found = run_sweep(Grid.model_validate(grid), out)
+    assert found.failed == ()
+    (study,) = found.studies
+    return study

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from langmerge.errors import DataError, InputError, MissingExtraError
-from langmerge.executors import EXECUTORS, executed
+from langmerge.executors import EXECUTORS, RETRIES, executed, started
 
 
 def doubled(number: int) -> int:
@@ -32,6 +32,18 @@ class RayTaskError(Exception):
         self.cause = cause
 
 
+class WorkerCrashedError(Exception):
+    """Ray's: the process died."""
+
+
+class OutOfMemoryError(Exception):
+    """Ray's."""
+
+
+class ObjectLostError(Exception):
+    """Ray's."""
+
+
 @dataclass(eq=False)
 class Ref:
     """Work that was handed over."""
@@ -47,7 +59,13 @@ class FakeRay:
     unreachable: Exception | None = None
     calls: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    exceptions: Any = field(default_factory=lambda: SimpleNamespace(RayTaskError=RayTaskError))
+    resources: dict[str, Any] = field(default_factory=dict)
+    exceptions: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            RayTaskError=RayTaskError, WorkerCrashedError=WorkerCrashedError, OutOfMemoryError=OutOfMemoryError,
+            ObjectLostError=ObjectLostError,
+        )
+    )  # fmt: skip
 
     def is_initialized(self) -> bool:
         return self.initialized
@@ -61,7 +79,7 @@ class FakeRay:
 
     def remote(self, **resources: Any) -> Callable[[Callable[[Any], Any]], Any]:
         assert self.initialized
-        assert resources == {"num_cpus": 1}
+        self.resources = resources
         return lambda work: SimpleNamespace(remote=lambda item: self._handed(work, item))
 
     def _handed(self, work: Callable[[Any], Any], item: Any) -> Ref:
@@ -202,3 +220,31 @@ def test_a_cluster_that_cannot_be_reached(
     with pytest.raises(InputError, match=f"Ray cannot be reached at {named}: {error}".replace("?", r"\?")):
         next(executed(doubled, [1], executor="ray", address=address))
     assert ray.calls == ["init"]
+
+
+def test_a_dead_process_is_begun_again_and_then_a_result(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(ref: Ref) -> Any:
+        found = ref.do()
+        if found == 4:
+            raise WorkerCrashedError("the worker died")
+        return found
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(WorkerCrashedError):
+        list(executed(doubled, [1, 2, 3], executor="ray"))
+    found = executed(doubled, [1, 2, 3], executor="ray", gpus=0.5, failed=lambda item, _: -item)
+    assert sorted(found) == [(0, 2), (1, -2), (2, 6)]
+    assert ray.resources == {"num_cpus": 1, "num_gpus": 0.5, "max_retries": RETRIES}
+    assert RETRIES > 0
+
+
+def test_what_is_started_once_serves_all_within(ray: FakeRay) -> None:
+    with started("ray", "head:1"):
+        assert sorted(executed(doubled, [1], executor="ray")) == [(0, 2)]
+        assert sorted(executed(doubled, [2], executor="ray")) == [(0, 4)]
+        assert ray.calls == ["init", "hand over 1", "hand over 2"]
+    assert ray.calls[-1] == "shutdown"
+    with started("local") as nothing:
+        assert nothing is None

@@ -7,45 +7,53 @@ import numpy as np
 import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import langmerge.experiments.study as study_module
-from langmerge.experiments.candidates import Candidate
+from langmerge.experiments.board import Found, TargetBoard
 from langmerge.experiments.grid import MethodChoice
+from langmerge.experiments.places import Place, cell_of
+from langmerge.experiments.study import row_of
+from langmerge.experiments.verdict import verdict
 from langmerge.models import encode, new_classifier
 from langmerge.results import Row, Study
-from langmerge.selection import select_sources
+from langmerge.results.ensembles import ENSEMBLES
+from langmerge.results.records import Run
 from langmerge.tasks import paired_difference
 from langmerge.training import train_expert
-from tests.stand_ins import MERGES, ROWS, TARGET, TEST, FakeScorer, answers, fake_board, fake_study
+from tests.stand_ins import MERGES, ROWS, TARGET, TEST, answers, fake_board, fake_study
 from tests.tiny_encoder import WORDS, write_tiny_encoder
+
+
+def row(board: TargetBoard, kind: Any, mode: str = "ExcTar", k: int = 0) -> Row:
+    """What stands in a place of the board."""
+    choice = MethodChoice(method="linear") if kind == "merge" else None
+    place = Place(kind, TARGET, mode, "measured" if k else None, k, choice)
+    return row_of(board.outcome(cell_of(place, {}, seed=7, columns=()), place))
 
 
 def test_rule_06_the_merging_effect_is_against_the_sources_merged(tmp_path: Path) -> None:
     board = fake_board(tmp_path)
     for mode, size in (("ExcTar", 2), ("IncTar", 2), ("ExcTar", 3), ("IncTar", 4)):
-        chosen = select_sources(board.matrix, TARGET, k=size, include_target=mode == "IncTar")
-        scorer: Any = FakeScorer()
-        row = board.merge_row(Candidate(TARGET, mode, MethodChoice(method="linear"), chosen), scorer)
-        assert row.sources == chosen.sources
-        assert len(row.sources) == row.k == size
-        mean = np.mean([TEST[source] for source in chosen.sources])
-        assert row.effect is not None
-        assert row.effect.points == pytest.approx(100 * (MERGES["test"]["linear"] - mean), abs=1e-9)
+        found = row(board, "merge", mode, size)
+        assert len(found.sources) == found.k == size
+        assert (TARGET in found.sources) == (mode == "IncTar")
+        mean = np.mean([TEST[source] for source in found.sources])
+        assert found.effect is not None
+        assert found.effect.points == pytest.approx(100 * (MERGES["test"]["linear"] - mean), abs=1e-9)
 
 
-def test_rule_06_means_and_votes_are_of_the_sources_they_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["source_mean", *ENSEMBLES])
+def test_rule_06_means_and_votes_are_of_the_sources_they_name(tmp_path: Path, kind: str) -> None:
     board = fake_board(tmp_path)
     ranked = {"ExcTar": ("fr-FR", "de-DE", "tr-TR"), "IncTar": (TARGET, "fr-FR", "de-DE")}
-    rows = board.references(["ExcTar", "IncTar"], [2, 3])
-    for kind in ("source_mean", "soft_vote"):
-        found = [(row.mode, row.k, row.sources) for row in rows if row.kind == kind]
-        assert found == [(mode, k, sources[:k]) for mode, sources in ranked.items() for k in (2, 3)]
-    for row in rows:
-        if row.kind == "source_mean":
-            assert row.test == pytest.approx(np.mean([TEST[source] for source in row.sources]), abs=1e-5)
-        if row.kind == "soft_vote":
-            assert row.effect is not None
-            mean = np.mean([TEST[source] for source in row.sources])
-            assert row.effect.points == pytest.approx(100 * (row.test - mean), abs=1e-3)
+    for mode, sources in ranked.items():
+        for size in (2, 3):
+            found = row(board, kind, mode, size)
+            assert found.sources == sources[:size]
+            mean = np.mean([TEST[source] for source in found.sources])
+            if kind == "source_mean":
+                assert found.test == pytest.approx(mean, abs=1e-5)
+            else:
+                assert found.effect is not None
+                assert found.effect.points == pytest.approx(100 * (found.test - mean), abs=1e-3)
 
 
 def chosen_by(study: Study) -> list[Any]:
@@ -108,17 +116,21 @@ def test_rule_08_differences_are_in_points(tmp_path: Path) -> None:
     assert paired_difference(right < 50, right < 45).points == pytest.approx(5.0)
     board = fake_board(tmp_path)
     ties = answers("ties", TARGET, "test", 0.50)
-    assert board.gain(ties, "ExcTar").points == pytest.approx(100 * (0.50 - TEST["fr-FR"]))
-    assert board.effect(ties, ["fr-FR", "de-DE"]).points == pytest.approx(100 * (0.50 - (0.45 + 0.70) / 2))
-    for row in board.references(["ExcTar"], [2]):
-        if row.gain is not None:
-            assert row.gain.points == pytest.approx(100 * (row.test - TEST["fr-FR"]), abs=1e-3)
+    found = Found(
+        Run("", "ties", TARGET, "", "", ("fr-FR", "de-DE"), 7, ()), ties.correct.astype(float), ties
+    )
+    assert board.gain(found, "ExcTar").points == pytest.approx(100 * (0.50 - TEST["fr-FR"]))
+    assert board.effect(found).points == pytest.approx(100 * (0.50 - (0.45 + 0.70) / 2))
+    for kind, k in (("best_in_hindsight", 0), ("source_mean", 2), ("soft_vote", 2)):
+        one = row(board, kind, k=k)
+        assert one.gain is not None
+        assert one.gain.points == pytest.approx(100 * (one.test - TEST["fr-FR"]), abs=1e-3)
 
 
 def test_rule_09_every_row_has_its_interval_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = fake_study(tmp_path, monkeypatch)
     assert {row.kind for row in study.rows} == {
-        "merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self", "soft_vote",
+        "merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self", *ENSEMBLES,
     }  # fmt: skip
     for row in study.rows:
         assert row.seed == 7
@@ -137,7 +149,7 @@ def test_rule_09_every_difference_has_an_interval(tmp_path: Path, monkeypatch: p
 
     for row in study.rows:
         assert (row.gain is None) is is_reference(row), row
-        assert (row.effect is None) is (row.kind not in ("merge", "soft_vote")), row
+        assert (row.effect is None) is (row.kind not in ("merge", *ENSEMBLES)), row
         for difference in (row.gain, row.effect):
             if difference is not None:
                 assert difference.low <= difference.points <= difference.high
@@ -146,22 +158,18 @@ def test_rule_09_every_difference_has_an_interval(tmp_path: Path, monkeypatch: p
             assert row.gain is not None
             assert row.gain.p_value is not None
             assert 0 <= row.gain.p_value <= 1
-    for verdict in study.verdicts:
-        gain = verdict.gain
-        assert f"95 % interval {gain.low:+.1f} to {gain.high:+.1f}" in verdict.text
-    kept = Study.load(tmp_path / "study.json")
-    assert kept.rows == study.rows
-    assert kept.verdicts == study.verdicts
+    for said in study.verdicts:
+        gain = said.gain
+        assert f"95 % interval {gain.low:+.1f} to {gain.high:+.1f}" in said.text
 
 
 def test_rule_09_an_interval_that_holds_zero_is_no_success(tmp_path: Path) -> None:
-    board = fake_board(tmp_path)
     scores = {"dev": {"linear": 0.6}, "test": {"linear": TEST["fr-FR"] + 1 / ROWS}}
-    chosen = select_sources(board.matrix, TARGET, k=2)
-    scorer: Any = FakeScorer(scores)
-    row = board.merge_row(Candidate(TARGET, "ExcTar", MethodChoice(method="linear"), chosen), scorer)
-    assert row.gain is not None
-    assert row.gain.points > 0 > row.gain.low
-    found = study_module.verdict(board, [row], "ExcTar")
+    board = fake_board(tmp_path, merges=scores)
+    merged = row(board, "merge", k=2)
+    assert merged.gain is not None
+    assert merged.gain.points > 0 > merged.gain.low
+    found = verdict([row(board, "best_zero_shot"), merged], TARGET, "ExcTar")
+    assert found is not None
     assert "merging did not clearly help" in found.text
     assert "the interval contains 0" in found.text

@@ -10,6 +10,7 @@ LangmergeError
 │   ├── MethodError       an unknown method or parameter, or a value outside its range
 │   ├── SelectionError    k, target or scores from which no sources can be chosen
 │   ├── OutputError       the place to write to
+│   ├── StoreError        a store of results: it cannot be opened or written, or is newer than this version
 │   ├── VerifyError       a merged model that is not what its receipt says, or has none
 │   └── PlanError         a list of faults found before anything was written
 ├── MissingExtraError     an optional package is not installed; the message has the command
@@ -59,6 +60,10 @@ class SelectionError(InputError):
 
 class OutputError(InputError):
     """The place to write to exists already or cannot be written."""
+
+
+class StoreError(InputError):
+    """A store of results cannot be opened or written, or was made by a newer version."""
 
 
 class VerifyError(InputError):

@@ -214,11 +214,15 @@ class PoolEvaluator(Evaluator):
 
     def cell(self, expert: str, locale: str, split: str) -> Logits:
         """One expert's logits on one locale's split."""
+        kept = self.kept(expert, locale, split)
+        return self.logits(lambda: self._model(expert), self._signature(expert), locale, split, kept=kept)
+
+    def kept(self, name: str, locale: str, split: str) -> Path:
+        """Where an expert's, or by another name some other model's logits on a locale's split are kept."""
         # Apart from those of whole splits: a quick look must not cost what a long run has kept.
         limit = self.limits.get(split)
         rows = split if limit is None else f"{split}.{limit}"
-        kept = self.pool.root / "logits" / rows / locale / f"{expert}.safetensors"
-        return self.logits(lambda: self._model(expert), self._signature(expert), locale, split, kept=kept)
+        return self.pool.root / "logits" / rows / locale / f"{name}.safetensors"
 
     def on_text(self, expert: str, text: Unlabelled) -> Logits:
         """One expert's logits on text without labels; its labels are −1."""

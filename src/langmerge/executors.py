@@ -2,18 +2,28 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from langmerge.errors import InputError, MissingExtraError
 
 EXECUTORS = ("local", "ray")
 
+RETRIES = 3
+"""How often Ray begins a piece again whose process died."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def executed(
-    work: Callable[[T], R], items: Sequence[T], *, executor: str = "local", address: str | None = None
+    work: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    executor: str = "local",
+    address: str | None = None,
+    gpus: float = 0.0,
+    failed: Callable[[T, BaseException], R] | None = None,
 ) -> Iterator[tuple[int, R]]:
     """Do `work` on every item; yields (place of the item, result) as they are finished.
 
@@ -22,6 +32,36 @@ def executed(
         items: independent of each other.
         executor: `local`, one after the other in this process; or `ray`.
         address: of a Ray cluster; without it Ray is started on this machine and stopped afterwards.
+        gpus: that Ray sets aside for a piece.
+        failed: makes a result for a piece whose process died, and again when it was tried once more; without it that
+            ends everything.
+
+    Raises:
+        InputError: there is no such executor, or no cluster at the address.
+        MissingExtraError: Ray is not installed.
+    """
+    with started(executor, address) as ray:
+        if ray is None:
+            for place, item in enumerate(items):
+                yield place, work(item)
+            return
+        # A process that dies is no fault of the piece yet: Ray starts another.
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(work)
+        waiting = {remote.remote(item): place for place, item in enumerate(items)}
+        while waiting:
+            done, _ = ray.wait(list(waiting))
+            for one in done:
+                place = waiting.pop(one)
+                yield place, _result(ray, one, items[place], failed)
+
+
+@contextmanager
+def started(executor: str, address: str | None = None) -> Iterator[Any]:
+    """The executor ready for work, once for all that is done within; gives Ray, or None for `local`.
+
+    Args:
+        executor: see `executed`.
+        address: see `executed`.
 
     Raises:
         InputError: there is no such executor, or no cluster at the address.
@@ -30,31 +70,33 @@ def executed(
     if executor not in EXECUTORS:
         raise InputError(f"unknown executor {executor!r}: there are {', '.join(EXECUTORS)}")
     if executor == "local":
-        for place, item in enumerate(items):
-            yield place, work(item)
+        yield None
         return
     ray = _ray()
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
+    if ray.is_initialized():
+        yield ray
+        return
     try:
-        remote = ray.remote(num_cpus=1)(work)
-        waiting = {remote.remote(item): place for place, item in enumerate(items)}
-        while waiting:
-            done, _ = ray.wait(list(waiting))
-            for one in done:
-                yield waiting.pop(one), _result(ray, one)
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
+    try:
+        yield ray
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
 
 
-def _result(ray: Any, one: Any) -> Any:
+def _result(ray: Any, one: Any, item: Any, failed: Callable[[Any, BaseException], Any] | None) -> Any:
     try:
         return ray.get(one)
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectLostError,
+    ) as error:
+        if failed is None:
+            raise
+        return failed(item, error)
     except ray.exceptions.RayTaskError as error:
         # What the work itself raised: it says what is wrong, Ray's traceback does not.
         raise (error.cause if isinstance(getattr(error, "cause", None), Exception) else error) from None

@@ -1,19 +1,33 @@
 """Small files that are whole at every moment."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from langmerge.errors import OutputError
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write UTF-8 text into a temporary sibling, then rename it: readers see the old file or the new one.
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to, renamed at the end: readers see the old file or the new one.
 
     Raises:
         OutputError: the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, as `replaced` does.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,12 +170,7 @@ class MergeScorer:
                 ready.append(own)
             return classifier
 
-        kept = self._kept(own) if self.keep else None
+        kept = self.evaluator.kept(f"merges/{own}", self.target, self.split) if self.keep else None
         found = self.evaluator.logits(model, own, self.target, self.split, kept=kept)
         self._last = (own, found)
         return found
-
-    def _kept(self, own: str) -> Path:
-        limit = self.evaluator.limits.get(self.split)
-        rows = self.split if limit is None else f"{self.split}.{limit}"
-        return self.evaluator.pool.root / "logits" / rows / self.target / "merges" / f"{own}.safetensors"

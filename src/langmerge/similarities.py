@@ -43,6 +43,7 @@ class PoolSelectors:
         how: cosine or cka, for `representation`.
         limit: at most so many dev rows of a locale; those of the pool's matrix by default.
         progress: told of what takes long.
+        own_evaluator: of the pool, where there is one already.
     """
 
     pool: Pool
@@ -51,7 +52,7 @@ class PoolSelectors:
     how: str = "cka"
     limit: int | None = None
     progress: Progress = silent
-    _evaluators: list[PoolEvaluator] = field(default_factory=list)
+    own_evaluator: PoolEvaluator | None = None
     _vectors: dict[str, Float[np.ndarray, "n d"]] = field(default_factory=dict)
     _ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _deltas: list[SimilarityMatrix] = field(default_factory=list)
@@ -82,17 +83,18 @@ class PoolSelectors:
         return found(targets)
 
     def transfer(self, hidden: str | None = None) -> TransferMatrix:
-        """The pool's dev transfer matrix, but for the column of a locale that is hidden."""
-        found = TransferMatrix.load(self.pool.root / "transfer.dev.json")
+        """The pool's dev transfer matrix, its experts' rows alone, but for the column of a locale that is hidden."""
+        whole = TransferMatrix.load(self.pool.root / "transfer.dev.json")
+        found = whole.among([source for source in whole.sources if source in self.pool.locales])
         kept = [place for place, target in enumerate(found.targets) if target != hidden]
         return replace(found, targets=tuple(found.targets[i] for i in kept), values=found.values[:, kept])
 
     def evaluator(self) -> PoolEvaluator:
         """Runs experts; their logits are kept in the pool."""
-        if not self._evaluators:
+        if self.own_evaluator is None:
             task = load_task(self.pool.task, data=self.data)
-            self._evaluators.append(PoolEvaluator(self.pool, task, limits={"dev": self._limit()}))
-        return self._evaluators[0]
+            self.own_evaluator = PoolEvaluator(self.pool, task, limits={"dev": self._limit()})
+        return self.own_evaluator
 
     def _limit(self) -> int | None:
         if self.limit is not None or not (self.pool.root / "transfer.dev.json").exists():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
@@ -9,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from langmerge.adapters import (
+    AdaptedModel,
     Merging,
     Transfer,
     arimerge,
@@ -22,7 +24,7 @@ from langmerge.adapters.measures import layer_of
 from langmerge.adapters.three import MODES
 from langmerge.errors import InputError
 from langmerge.evaluate import Evaluator
-from langmerge.models import load_adapted_classifier, load_tokenizer
+from langmerge.models import load_adapted_classifier, load_classifier, load_tokenizer
 from langmerge.progress import Advance, Progress, silent
 from langmerge.results import Logits, signature
 from langmerge.tasks import (
@@ -37,7 +39,7 @@ from langmerge.training import Bench
 
 GRID = (0.25, 0.5, 0.75, 1.0)
 
-MAKING = 1
+MAKING = 2
 """Number of the way in which adapters are put together: kept logits of another one are not taken."""
 
 DIRECT, SELF, BARE, STACK = "direct transfer", "self", "head on the bare base", "MAD-X stack"
@@ -206,6 +208,10 @@ class Comparison:
         self.families = self._families()
         self._tried: dict[tuple[str, str, float], Logits] = {}
 
+    @cached_property
+    def _model(self) -> AdaptedModel:
+        return AdaptedModel(load_classifier(self.crossing.bench.model(self.crossing.task)))
+
     def _families(self) -> list[Family]:
         """The transfer and its baselines, where they can be made of these adapters."""
         numbers = {layer_of(module) for module in open_parsed(self.one).keys} - {None}
@@ -362,7 +368,10 @@ class Comparison:
 
         def model() -> Any:
             write()
-            return load_adapted_classifier(folder)
+            adapter = open_parsed(folder)
+            if adapter.kind == "prefix":
+                return load_adapted_classifier(folder)
+            return self._model.holding(adapter)
 
         return self.evaluator.logits(model, own, target, split, kept=kept)
 

@@ -136,7 +136,7 @@ def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert "sw-KE (ExcTar): merging " in ran.out
     assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert (tmp_path / "out" / "study.json").exists()
+    assert (tmp_path / "out" / "store.sqlite").exists()
     assert (tmp_path / "out" / "results.md").exists()
 
 

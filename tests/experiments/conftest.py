@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from langmerge.experiments import Grid, run_study
+from langmerge.experiments import Grid, run_sweep
 from langmerge.results import Study
 from tests.tiny_encoder import WORDS, write_tiny_encoder
 
@@ -68,4 +68,6 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def study(study_folder: Path) -> Study:
     """The tiny study."""
-    return run_study(tiny_grid(study_folder), study_folder / "out")
+    found = run_sweep(tiny_grid(study_folder), study_folder / "out")
+    assert found.failed == ()
+    return found.studies[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from langmerge.errors import PoolError, RecipeError
-from langmerge.experiments import DEMO_GRID, Grid, run_study
+from langmerge.experiments import DEMO_GRID, Grid, run_sweep
 from langmerge.pool import Pool
 from langmerge.results import Row, Study, load_logits
 from tests.experiments.conftest import tiny_grid
@@ -89,15 +89,11 @@ def test_a_second_run_computes_nothing_and_finds_the_same(study: Study, study_fo
         *(study_folder / "out").rglob("*.safetensors"),
     ]
     before = {path: path.stat().st_mtime_ns for path in watched}
-    again = run_study(tiny_grid(study_folder), study_folder / "out")
+    (again,) = run_sweep(tiny_grid(study_folder), study_folder / "out").studies
     assert before
     assert {path: path.stat().st_mtime_ns for path in watched} == before
     assert again.rows == study.rows
     assert again.verdicts == study.verdicts
-
-
-def test_a_study_reads_back_as_it_was_written(study: Study, study_folder: Path) -> None:
-    assert Study.load(study_folder / "out" / "study.json").rows == study.rows
 
 
 def test_all_experts_started_from_the_same_head(study: Study, study_folder: Path) -> None:
@@ -118,7 +114,7 @@ def test_all_experts_started_from_the_same_head(study: Study, study_folder: Path
 def test_a_pool_is_not_continued_with_another_head(study: Study, study_folder: Path) -> None:
     other = tiny_grid(study_folder, training={"epochs": 4, "seed": 1})
     with pytest.raises(PoolError, match="was begun with"):
-        run_study(other, study_folder / "out")
+        run_sweep(other, study_folder / "out")
 
 
 @pytest.mark.parametrize(

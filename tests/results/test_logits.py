@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from langmerge.results import Logits, kept_logits, load_logits, soft_vote
+from langmerge.results import Logits, kept_logits, load_logits
 
 ANY = arrays(
     np.float32,
@@ -220,49 +220,3 @@ def test_a_changed_byte_anywhere_is_refused(tmp_path: Path) -> None:
             if found is None:
                 refused.add(place)
     assert set(range(data, len(whole))) <= refused
-
-
-def test_a_soft_vote_by_hand() -> None:
-    """Probabilities (3/4, 1/4) and (1/5, 4/5)."""
-    members = [logits([[np.log(3.0), 0.0]]), logits([[0.0, np.log(4.0)]])]
-    np.testing.assert_allclose(np.exp(soft_vote(members)), [[0.475, 0.525]], rtol=1e-6)
-    weighted = np.exp(soft_vote(members, [3.0, 1.0]))
-    np.testing.assert_allclose(weighted, [[(2.25 + 0.2) / 4, (0.75 + 0.8) / 4]], rtol=1e-6)
-
-
-def test_a_vote_of_one_keeps_its_probabilities() -> None:
-    one = logits([[1.0, 2.0, -1.0], [0.0, 0.0, 9.0]])
-    shares = np.exp(one.values) / np.exp(one.values).sum(axis=1, keepdims=True)
-    found = soft_vote([one])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.exp(found), shares, rtol=1e-5)
-
-
-def test_a_vote_does_not_depend_on_scale_of_weights_or_on_shifted_logits() -> None:
-    one, other = logits([[1.0, 2.0], [0.5, -3.0]]), logits([[4.0, 1.0], [0.0, 0.0]])
-    shifted = logits((other.values + 100).tolist())
-    expected = soft_vote([one, other], [0.2, 0.6])
-    np.testing.assert_allclose(soft_vote([one, shifted], [1.0, 3.0]), expected, atol=1e-5)
-    np.testing.assert_allclose(soft_vote([other, one], [0.6, 0.2]), expected, atol=1e-6)
-
-
-def test_large_logits_do_not_overflow() -> None:
-    found = soft_vote([logits([[1e4, 0.0]]), logits([[0.0, 1e4]])])
-    np.testing.assert_allclose(np.exp(found), [[0.5, 0.5]])
-    assert np.isfinite(soft_vote([logits([[1e4, 0.0]])])).all()
-
-
-def test_a_vote_is_over_the_same_rows() -> None:
-    with pytest.raises(ValueError, match="different rows"):
-        soft_vote([logits([[1.0, 2.0]]), logits([[1.0, 2.0]], ids="b")])
-
-
-@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [2.0, -0.5]])
-def test_weights_of_no_vote(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="soft vote with weights"):
-        soft_vote([logits([[1.0, 2.0]])] * 2, weights)
-
-
-def test_as_many_weights_as_members() -> None:
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        soft_vote([logits([[1.0, 2.0]])] * 2, [1.0])

@@ -7,7 +7,14 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from langmerge.errors import DataError, MethodError
-from langmerge.tasks import accuracy, bootstrap_interval, macro_f1, mean_interval, paired_difference
+from langmerge.tasks import (
+    accuracy,
+    bootstrap_interval,
+    macro_f1,
+    mean_interval,
+    paired_difference,
+    seeded_interval,
+)
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTIONS = np.array([0, 0, 1, 1, 3, 0])
@@ -193,3 +200,36 @@ def test_the_annotated_shapes_hold() -> None:
         jaxtyped(typechecker=beartype)(score)(LABELS, PREDICTIONS)
     jaxtyped(typechecker=beartype)(mean_interval)(LABELS / 2)
     jaxtyped(typechecker=beartype)(paired_difference)(LABELS == 0, LABELS == 1)
+
+
+def test_an_interval_over_rows_and_seeds_by_hand() -> None:
+    """Of one seed it is that over rows; seeds that differ in all rows alike spread it from one to the other."""
+    rows = np.array([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0] * 20)
+    point, interval = seeded_interval({("sw", 0): rows}, samples=4_000)
+    mean, plain = mean_interval(rows)
+    assert point == mean
+    assert (interval.low, interval.high) == pytest.approx((plain.low, plain.high), abs=0.015)
+    constant = {("sw", seed): np.full(50, value) for seed, value in ((0, 1.0), (1, 3.0))}
+    point, interval = seeded_interval(constant)
+    # Both draws the same in a quarter of the resamples each.
+    assert (point, interval.low, interval.high) == (2.0, 1.0, 3.0)
+
+
+def test_targets_weigh_the_same_and_are_not_drawn() -> None:
+    cells = {("sw", 0): np.full(10, 1.0), ("sw", 1): np.full(10, 1.0), ("cy", 0): np.full(300, 4.0)}
+    point, interval = seeded_interval(cells)
+    assert (point, interval.low, interval.high) == (2.5, 2.5, 2.5)
+
+
+def test_a_row_is_drawn_for_all_seeds_at_once() -> None:
+    """Rows that every seed finds hard: as many seeds as one likes make the interval no narrower than one does."""
+    rows = np.tile([1.0, 0.0], 50)
+    _, one = seeded_interval({("sw", 0): rows}, samples=4_000)
+    _, many = seeded_interval({("sw", seed): rows for seed in range(10)}, samples=4_000)
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+@pytest.mark.parametrize("cells", [{}, {("sw", 0): np.ones(3), ("sw", 1): np.ones(4)}])
+def test_cells_that_cannot_be_drawn_together(cells: dict[tuple[str, int], np.ndarray]) -> None:
+    with pytest.raises(DataError, match=r"no cells|have other rows"):
+        seeded_interval(cells)

@@ -1,6 +1,6 @@
 """`lm.adapters`: adapters combined as adapters, from files alone, and written so that PEFT loads them."""
 
-from langmerge.adapters.applied import put_in
+from langmerge.adapters.applied import AdaptedModel, put_in
 from langmerge.adapters.baselines import arimerge, emptied, layer_swap
 from langmerge.adapters.full import transfer, transfer_recipe
 from langmerge.adapters.lora import Factors
@@ -10,6 +10,7 @@ from langmerge.adapters.reading import Adapter, open_parsed
 from langmerge.adapters.three import Transfer
 
 __all__ = [
+    "AdaptedModel",
     "Adapter",
     "Factors",
     "Merging",

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from langmerge import __version__
-from langmerge.cli import adapters, doctor, experts, learning, merging, refining, rounds, selecting, studies
+from langmerge.cli import (
+    adapters,
+    doctor,
+    experts,
+    learning,
+    merging,
+    refining,
+    rounds,
+    runs,
+    selecting,
+    studies,
+)
 from langmerge.cli.console import tell
 from langmerge.errors import LangmergeError, PlanError
 
@@ -21,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (studies, experts, selecting, learning, merging, adapters, refining, rounds, doctor):
+for module in (studies, runs, experts, selecting, learning, merging, adapters, refining, rounds, doctor):
     module.register(app)
 
 

@@ -20,6 +20,13 @@ Data = Annotated[
 Locales = Annotated[str, typer.Option("--locales", help="Locales, separated by commas.")]
 PoolArgument = Annotated[Path, typer.Argument(help="The pool's folder.", metavar="POOL")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="Where results are: a file (SQLite) or postgresql://USER@HOST/NAME (default: OUT/store.sqlite).",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows of each locale.")]
 Parameters = Annotated[
     list[str] | None,

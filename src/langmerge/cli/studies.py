@@ -1,12 +1,14 @@
 """demo, sweep."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from langmerge.cli.console import bars, print_table, say, show
-from langmerge.cli.options import Data, Json
+from langmerge.cli.options import Data, Json, Store
 
 NAMES = {
     "best_zero_shot": "best zero-shot: {name}",
@@ -31,7 +33,7 @@ def demo(
     """The whole story on the embedded corpus: train, measure, select, merge, compare, judge. Needs no download."""
     from langmerge.experiments import DEMO_GRID
 
-    _run(DEMO_GRID, out, None, as_json)
+    _run(DEMO_GRID, out, None, as_json, name="demo")
 
 
 def sweep(
@@ -39,32 +41,110 @@ def sweep(
     out: Annotated[
         Path,
         typer.Option(
-            "-o", "--out", help="Where base, experts, results and page go; a second run goes on from there."
+            "-o", "--out", help="Where base, experts, logits and pages go; a second run goes on from there."
         ),
     ],
+    store: Store = None,
+    name: Annotated[
+        str | None, typer.Option(help="How the store calls it; the file's name by default.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try cells again that have failed.")
+    ] = False,
+    executor: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that sees OUT; without it one is started here.")
+    ] = None,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="With ray: GPUs of a cell, 0.5 for two cells on one.")
+    ] = 0.0,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Train, measure, select, merge and judge what a grid file says; resumes exactly."""
-    from langmerge.experiments import Grid
+    from langmerge.experiments import Grid, Workers, estimate
 
-    _run(Grid.load(grid), out, data, as_json)
+    read = Grid.load(grid)
+    _check_out(out)
+    if dry_run:
+        with opened(store, out, write=False) as kept:
+            found = estimate(read, out, store=kept, data=data)
+        show(as_json, found, lambda: _costs(found))
+        return
+    workers = Workers(executor, ray_address, gpus)
+    _run(read, out, data, as_json, store=store, name=name or grid.stem, workers=workers, retry=retry_failed)
 
 
-def _run(grid: Any, out: Path, data: Path | None, as_json: bool) -> None:
+def _check_out(out: Path) -> None:
     from langmerge.errors import OutputError
-    from langmerge.experiments import run_study
-    from langmerge.report import markdown, page
 
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, not a folder: choose another place with --out")
-    study = run_study(grid, out, data=data, progress=bars)
-    (out / "report.html").write_text(page(study), encoding="utf-8")
-    (out / "results.md").write_text(markdown(study), encoding="utf-8")
-    show(as_json, study, lambda: _people(study, out))
 
 
-def _people(study: Any, out: Path) -> None:
+@contextmanager
+def opened(store: str | None, out: Path | None = None, *, write: bool = True) -> Iterator[Any]:
+    """The store that was asked for, or that in a sweep's folder; None where nothing is to be written and none is there."""
+    from langmerge.experiments.sweep import STORE
+    from langmerge.results.store import Store as Opened
+
+    place: str | Path = store if store is not None else (out or Path()) / STORE
+    if not write and "://" not in str(place) and not Path(place).exists():
+        yield None
+        return
+    with Opened(place) as found:
+        yield found
+
+
+def _costs(found: Any) -> None:
+    from langmerge.report.words import duration
+
+    for seed, missing in found.untrained.items():
+        say(f"seed {seed}: {len(missing)} experts to train and measure: {', '.join(missing)}")
+    rest = found.cells - found.done - found.failed
+    say(f"{found.cells} cells: {found.done} done, {found.failed} failed, {rest} to do")
+    if rest and found.seconds is None:
+        say("how long they take is not known: no cell of each kind has finished in this store")
+    elif rest:
+        say(
+            f"about {duration(found.seconds)} one after the other, by what finished cells took; training is not in it"
+        )
+
+
+def _run(
+    grid: Any, out: Path, data: Path | None, as_json: bool, *, store: str | None = None, **how: Any
+) -> None:
+    from langmerge.experiments import run_sweep
+    from langmerge.report import markdown, page
+
+    _check_out(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with opened(store, out) as kept:
+        found = run_sweep(grid, out, store=kept, data=data, progress=bars, **how)
+    for study in found.studies:
+        end = "" if len(found.studies) == 1 else f"-{study.seed}"
+        (out / f"report{end}.html").write_text(page(study), encoding="utf-8")
+        (out / f"results{end}.md").write_text(markdown(study), encoding="utf-8")
+    show(as_json, found, lambda: _summary(found, out))
+
+
+def _summary(found: Any, out: Path) -> None:
+    for study in found.studies:
+        _people(study)
+    for one in found.failed:
+        say(f"FAILED: {one.cell.target}, {one.cell.mode}, {one.cell.name}, k={one.cell.k}: {one.reason}")
+    say(
+        "gain: over the best zero-shot source chosen on dev (ExcTar) or self (IncTar); merging effect: over the sources' mean"
+    )
+    cells = found.found + found.filled
+    failed = f", {len(found.failed)} failed (--retry-failed tries them again)" if found.failed else ""
+    say(f"{cells} cells, {found.found} of them found{failed}; took {found.seconds:.0f} s; all in {out}")
+
+
+def _people(study: Any) -> None:
     """The verdicts and a short table for each target; macro-F1, sources and signatures are on the page."""
     from langmerge.report import standings
 
@@ -98,9 +178,3 @@ def _people(study: Any, out: Path) -> None:
         )
     for verdict in study.verdicts:
         say(verdict.text)
-    say(
-        "gain: over the best zero-shot source chosen on dev (ExcTar) or self (IncTar); merging effect: over the sources' mean"
-    )
-    say(
-        f"page: {out / 'report.html'}   tables: {out / 'results.md'}   rows: {out / 'study.json'}   took {study.seconds:.0f} s"
-    )

@@ -2,7 +2,9 @@
 
 from langmerge.experiments.demo import DEMO_GRID
 from langmerge.experiments.grid import Grid
-from langmerge.experiments.study import run_study
+from langmerge.experiments.sweep import Estimate, Swept, Workers, estimate, run_sweep
 from langmerge.results.study import Difference, Row, Study, Verdict
 
-__all__ = ["DEMO_GRID", "Difference", "Grid", "Row", "Study", "Verdict", "run_study"]
+__all__ = [
+    "DEMO_GRID", "Difference", "Estimate", "Grid", "Row", "Study", "Swept", "Verdict", "Workers", "estimate", "run_sweep",
+]  # fmt: skip

@@ -1,5 +1,6 @@
 """Grids: which merges to try for which targets, as a file."""
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,17 +11,27 @@ from langmerge.coefficients import first_fault
 from langmerge.errors import LangmergeError, RecipeError
 from langmerge.locales import canonical_locale
 from langmerge.methods import checked_parameters
-from langmerge.selection import WEIGHTINGS
+from langmerge.results.ensembles import ENSEMBLES
+from langmerge.selection import WEIGHTINGS, check_selector
 from langmerge.training import Training
 
 
 class MethodChoice(BaseModel):
-    """A method with parameters; everything left out takes the method's default."""
+    """A method with parameters; everything left out takes the method's default.
+
+    Attributes:
+        method: its name.
+        parameters: values.
+        vary: parameter → values, of which every combination is tried.
+        weights: how a selection's scores become coefficients.
+        temperature: of softmax.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
     parameters: dict[str, Any] = Field(default_factory=dict)
+    vary: dict[str, list[Any]] = Field(default_factory=dict)
     weights: str = "uniform"
     temperature: float = 0.1
 
@@ -34,6 +45,18 @@ class MethodChoice(BaseModel):
             said.append(self.weights)
         return f"{self.method}({', '.join(said)})" if said else self.method
 
+    def each(self) -> tuple["MethodChoice", ...]:
+        """One choice for every combination of what varies."""
+        return tuple(
+            self.model_copy(
+                update={
+                    "parameters": {**self.parameters, **dict(zip(self.vary, values, strict=True))},
+                    "vary": {},
+                }
+            )
+            for values in product(*self.vary.values())
+        )
+
 
 class Grid(BaseModel):
     """Everything from the base to the numbers.
@@ -44,9 +67,12 @@ class Grid(BaseModel):
         sources: locales of the source experts.
         targets: locales to merge for; each gets its own expert too, as the reference "self".
         training: how experts are trained.
+        seeds: of the training: a pool for each; `training`'s own by default.
+        selectors: by which sources are chosen; see `langmerge select --help`.
         k: numbers of sources; `all` for every one.
         modes: ExcTar, IncTar or both.
         methods: what is tried.
+        ensembles: upper references, from the experts' kept logits.
         columns: locales the experts are measured on: `all` for the whole picture, `targets` where time is short.
         matrix_limit: dev rows per locale behind the choice of sources and the verdict; all by default.
     """
@@ -58,9 +84,12 @@ class Grid(BaseModel):
     sources: tuple[str, ...] = Field(min_length=2)
     targets: tuple[str, ...] = Field(min_length=1)
     training: Training = Training()
+    seeds: tuple[int, ...] = ()
+    selectors: tuple[str, ...] = Field(("measured",), min_length=1)
     k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (5,)
     modes: tuple[Literal["ExcTar", "IncTar"], ...] = ("ExcTar",)
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
+    ensembles: tuple[str, ...] = tuple(ENSEMBLES)
     columns: Literal["all", "targets"] = "all"
     matrix_limit: int | None = Field(None, ge=1)
 
@@ -73,15 +102,47 @@ class Grid(BaseModel):
     @classmethod
     def _known(cls, methods: tuple[MethodChoice, ...]) -> tuple[MethodChoice, ...]:
         for choice in methods:
-            checked_parameters(choice.method, choice.parameters)
+            if twice := sorted(choice.vary.keys() & choice.parameters.keys()):
+                raise ValueError(f"{choice.method}: {twice[0]} is given twice, in parameters and in vary")
+            if empty := [name for name, values in choice.vary.items() if not values]:
+                raise ValueError(f"{choice.method}: vary {empty[0]} has no values")
+            for one in choice.each():
+                checked_parameters(one.method, one.parameters)
             if choice.weights not in WEIGHTINGS:
                 raise ValueError(f"unknown weighting {choice.weights!r}: there are {', '.join(WEIGHTINGS)}")
         return methods
+
+    @field_validator("selectors")
+    @classmethod
+    def _selectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            check_selector(name)
+            if name == "manual":
+                raise ValueError("selector manual has no scores in a grid: write coefficients instead")
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("ensembles")
+    @classmethod
+    def _ensembles(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in ENSEMBLES]:
+            raise ValueError(f"unknown ensemble {unknown[0]!r}: there are {', '.join(ENSEMBLES)}")
+        return tuple(dict.fromkeys(names))
 
     @property
     def locales(self) -> tuple[str, ...]:
         """Locales that need an expert."""
         return tuple(dict.fromkeys([*self.sources, *self.targets]))
+
+    @property
+    def choices(self) -> tuple[MethodChoice, ...]:
+        """Every method with every combination of what varies."""
+        return tuple(one for choice in self.methods for one in choice.each())
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """One for each seed."""
+        seeds = self.seeds or (self.training.seed,)
+        return tuple(self.training.model_copy(update={"seed": seed}) for seed in dict.fromkeys(seeds))
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -1,92 +1,69 @@
-"""The whole story: base, experts, matrix, selection, merges, references, verdicts."""
+"""A sweep's cells as studies, one for each seed, with their verdicts."""
 
-import json
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
-from langmerge.evaluate import PoolEvaluator, transfer_matrix
-from langmerge.experiments.candidates import CandidateScorer, candidates
-from langmerge.experiments.grid import Grid
-from langmerge.experiments.references import TargetBoard
 from langmerge.experiments.verdict import verdict
-from langmerge.pool import Pool
-from langmerge.progress import Progress, silent
-from langmerge.results.study import Row, Study, Verdict
-from langmerge.selection import TransferMatrix
-from langmerge.tasks import load_task
-from langmerge.training import ORIGIN, ensure_base, train_pool
+from langmerge.results.records import Outcome, Scored, Sweep
+from langmerge.results.study import Row, Study
 
 
-def run_study(grid: Grid, out: Path, *, data: Path | None = None, progress: Progress = silent) -> Study:
-    """Do what a grid says; everything finished is kept in `out`, and a second call goes on from there.
-
-    Choices (sources, best zero-shot source, verdict) read dev; test is only reported.
+def studies_of(sweep: Sweep, outcomes: Sequence[Outcome], *, seconds: float) -> tuple[Study, ...]:
+    """What was found, seed by seed.
 
     Args:
-        grid: what to do.
-        out: folder for the base, the pool with its logits, and `study.json`.
-        data: where the task's data is.
-        progress: told about every step.
-
-    Returns:
-        The study, also written to `out`/study.json.
+        sweep: what was asked for.
+        outcomes: of its cells, in order; those that failed have no row.
+        seconds: that the last call took.
     """
-    started = time.monotonic()
-    task = load_task(grid.task, data=data)
-    base = ensure_base(grid.base, out / "base", task=task, locales=grid.locales, progress=progress)
-    pool = train_pool(
-        out / "pool", base=base, task=task, locales=grid.locales, training=grid.training, progress=progress
+    return tuple(
+        _study(sweep, int(seed), [one for one in outcomes if one.cell.seed == int(seed)], seconds)
+        for seed in sweep.record["matrices"]
     )
-    evaluator = PoolEvaluator(pool, task, limits={"dev": grid.matrix_limit})
-    columns = grid.locales if grid.columns == "all" else grid.targets
-    matrix = transfer_matrix(evaluator, split="dev", locales=columns, progress=progress)
-    rows, verdicts = _judged(grid, evaluator, matrix, progress)
-    study = Study(
-        task=task.name,
-        revision=task.revision,
-        base=base_name(pool),
-        rows=tuple(rows),
-        verdicts=tuple(verdicts),
-        matrix={
-            "sources": list(matrix.sources),
-            "targets": list(matrix.targets),
-            "values": matrix.values.round(6).tolist(),
-            "split": matrix.split,
-            "signature": matrix.provenance["signature"],
-        },
-        grid=grid.model_dump(mode="json"),
-        seconds=round(time.monotonic() - started, 1),
+
+
+def _study(sweep: Sweep, seed: int, outcomes: Sequence[Outcome], seconds: float) -> Study:
+    rows = tuple(row_of(one) for one in outcomes if one.run is not None)
+    grid = sweep.record["grid"]
+    verdicts = [verdict(rows, target, mode) for target in grid["targets"] for mode in grid["modes"]]
+    return Study(
+        task=sweep.task,
+        revision=sweep.revision,
+        base=sweep.base,
+        rows=rows,
+        verdicts=tuple(one for one in verdicts if one is not None),
+        matrix=sweep.record["matrices"][str(seed)],
+        grid=grid,
+        seconds=round(seconds, 1),
+        seed=seed,
     )
-    study.save(out / "study.json")
-    return study
 
 
-def _judged(
-    grid: Grid, evaluator: PoolEvaluator, matrix: TransferMatrix, progress: Progress
-) -> tuple[list[Row], list[Verdict]]:
-    scorer = CandidateScorer(evaluator)
-    plans = {}
-    for target in grid.targets:
-        own = matrix.among({*grid.sources, target})
-        plans[target] = (own, candidates(own, target, ks=grid.k, modes=grid.modes, methods=grid.methods))
-    rows: list[Row] = []
-    verdicts: list[Verdict] = []
-    total = sum(len(found) for _, found in plans.values()) + len(plans)
-    with progress("merging and testing", total) as advance:
-        for target, (own, found) in plans.items():
-            board = TargetBoard(evaluator, own, target, seed=grid.training.seed)
-            references = board.references(grid.modes, sorted({len(c.selection.sources) for c in found}))
-            advance(1)
-            merges = []
-            for candidate in found:
-                merges.append(board.merge_row(candidate, scorer))
-                advance(1)
-            rows += [*references, *merges]
-            verdicts += [verdict(board, merges, mode) for mode in grid.modes]
-    return rows, verdicts
+def row_of(outcome: Outcome) -> Row:
+    """A cell as reports have it.
 
-
-def base_name(pool: Pool) -> str:
-    """How results call a pool's base."""
-    origin = pool.base_folder / ORIGIN
-    return str(json.loads(origin.read_text())["name"]) if origin.exists() else str(pool.base)
+    Raises:
+        ValueError: it failed.
+    """
+    cell, run = outcome.cell, outcome.run
+    if run is None:
+        raise ValueError(f"a failed cell has no row: {outcome.reason}")
+    scores: dict[str, Scored] = {one.split: one for one in run.scores}
+    dev, test = scores["dev"], scores["test"]
+    return Row(
+        target=cell.target,
+        kind=cell.kind,
+        name=cell.name if cell.k else run.name,
+        mode=cell.mode,
+        k=cell.k,
+        sources=run.sources,
+        dev=round(dev.accuracy, 6),
+        test=round(test.accuracy, 6),
+        low=round(test.low, 6),
+        high=round(test.high, 6),
+        macro_f1=None if test.macro_f1 is None else round(test.macro_f1, 6),
+        gain=outcome.gain,
+        effect=outcome.effect,
+        rows=test.rows,
+        seed=cell.seed,
+        signature=test.signature,
+    )

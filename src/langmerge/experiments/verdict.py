@@ -2,38 +2,34 @@
 
 from collections.abc import Sequence
 
-from langmerge.errors import DataError
-from langmerge.experiments.references import TargetBoard
 from langmerge.results.study import Difference, Row, Verdict
 
 
-def verdict(board: TargetBoard, merges: Sequence[Row], mode: str) -> Verdict:
-    """The merge that is best on dev, judged on test against the reference.
+def verdict(rows: Sequence[Row], target: str, mode: str) -> Verdict | None:
+    """The merge that is best on dev, judged on test against the reference; None where nothing was merged.
 
     Args:
-        board: the target's measurements.
-        merges: its merges.
+        rows: of a study.
+        target: the locale.
         mode: ExcTar or IncTar.
-
-    Raises:
-        DataError: there is no merge of this mode.
     """
-    own = [row for row in merges if row.mode == mode]
-    if not own:
-        raise DataError(f"no {mode} merge for {board.target}")
+    own = [row for row in rows if (row.target, row.mode, row.kind) == (target, mode, "merge")]
+    against = "self" if mode == "IncTar" else "best_zero_shot"
+    reference = [row for row in rows if (row.target, row.kind) == (target, against)]
+    if not own or not reference:
+        return None
     # Among equals on dev the simpler one: fewer sources, then the grid's order.
     best = max(own, key=lambda row: (row.dev, -row.k))
-    reference = board.reference(mode)
     if best.gain is None:
-        raise DataError(f"{board.target}: {best.name} has no gain to judge")
+        raise ValueError(f"{target}: {best.name} has no gain to judge")
     return Verdict(
-        target=board.target,
+        target=target,
         mode=mode,
         choice=f"{best.name}, k={best.k}",
         signature=best.signature,
-        reference=reference,
+        reference=reference[0].name,
         gain=best.gain,
-        text=sentence(board.target, mode, best, reference),
+        text=sentence(target, mode, best, reference[0].name),
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from langmerge.errors import MissingExtraError
 from langmerge.report.standings import Standing
-from langmerge.report.words import KINDS, SINGLE_EXPERTS, label
-from langmerge.results.study import Row
+from langmerge.report.words import label
+from langmerge.results.study import KINDS, SINGLE_EXPERTS, Row
 
 # White numbers must be readable on the bars, and the bars on a white page and on a dark one.
 MERGE, CHOSEN, REFERENCE = "#2f6fc0", "#14806e", "#6b7280"

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from langmerge.report.words import SINGLE_EXPERTS
-from langmerge.results.study import Kind, Row, Study, Verdict
+from langmerge.results.study import SINGLE_EXPERTS, Kind, Row, Study, Verdict
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from langmerge.errors import DataError
 from langmerge.report.standings import belongs, modes, targets
-from langmerge.report.words import KINDS, SINGLE_EXPERTS
-from langmerge.results.study import Difference, Kind, Row, Study
+from langmerge.results.study import KINDS, SINGLE_EXPERTS, Difference, Kind, Row, Study
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from langmerge.report.standings import Standing, modes, targets
 from langmerge.report.summary import SummaryRow, summary_rows
 from langmerge.report.words import (
     NOTHING,
-    SINGLE_EXPERTS,
     difference,
     direction,
     label,
     percent,
     points,
 )
-from langmerge.results.study import Row, Study
+from langmerge.results.study import SINGLE_EXPERTS, Row, Study
 
 CHOSEN = "← best merge on dev"
 

@@ -1,21 +1,9 @@
 """How reports write numbers and names."""
 
-from langmerge.results.study import Difference, Kind, Row
+from langmerge.results.study import KINDS, SINGLE_EXPERTS, Difference, Row
 
 NOTHING = "—"
 UP, DOWN = "▲", "▼"
-
-KINDS: dict[Kind, str] = {
-    "merge": "merge",
-    "best_zero_shot": "best zero-shot",
-    "best_in_hindsight": "best in hindsight",
-    "source_mean": "mean of the sources",
-    "self": "self",
-    "soft_vote": "soft vote",
-}
-
-SINGLE_EXPERTS: tuple[Kind, ...] = ("best_zero_shot", "best_in_hindsight", "self")
-"""References that are one expert. They belong to a target, whatever the mode."""
 
 GLOSSARY = (
     (
@@ -42,6 +30,10 @@ GLOSSARY = (
     (
         "soft vote",
         "The mean of the sources' probabilities: every source runs on every row, so it costs as many models as there are sources.",
+    ),
+    (
+        "majority, weighted vote, logit average",
+        "Other ways to predict with all sources: the label that most of them predict; their probabilities weighted by the selection; the mean of their logits.",
     ),
     (
         "gain",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from langmerge.results.signature import signature
 
 if TYPE_CHECKING:
-    from langmerge.results.logits import Logits, kept_logits, load_logits, soft_vote
+    from langmerge.results.ensembles import soft_vote
+    from langmerge.results.logits import Logits, kept_logits, load_logits
     from langmerge.results.study import Difference, Row, Study, Verdict
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "soft_vote",
 ]
 
-_HOMES = dict.fromkeys(("Logits", "kept_logits", "load_logits", "soft_vote"), "logits") | dict.fromkeys(
-    ("Difference", "Row", "Study", "Verdict"), "study"
+_HOMES = (
+    dict.fromkeys(("Logits", "kept_logits", "load_logits"), "logits")
+    | dict.fromkeys(("Difference", "Row", "Study", "Verdict"), "study")
+    | {"soft_vote": "ensembles"}
 )
 
 

@@ -109,30 +109,3 @@ def load_logits(path: Path, expected_signature: str) -> Logits | None:
 
 def _hash(columns: Mapping[str, np.ndarray]) -> str:
     return xxhash.xxh3_64_hexdigest(b"".join(columns[name].tobytes() for name in sorted(columns)))
-
-
-def soft_vote(members: "list[Logits]", weights: "list[float] | None" = None) -> Float32[np.ndarray, "n c"]:
-    """Weighted mean of the members' probabilities, as log-probabilities.
-
-    Args:
-        members: logits of several models on the same rows.
-        weights: one per member; equal by default.
-
-    Returns:
-        log Σ w_i softmax(z_i), shape (n, c).
-
-    Raises:
-        ValueError: other rows, negative weights, or weights that sum to zero.
-    """
-    raw = np.ones(len(members)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if (raw < 0).any() or not raw.sum() > 0:
-        raise ValueError(f"soft vote with weights {raw.tolist()}")
-    shares = raw / raw.sum()
-    total = np.zeros_like(members[0].values, dtype=np.float64)
-    for share, member in zip(shares, members, strict=True):
-        if member.ids != members[0].ids:
-            raise ValueError("soft vote over different rows")
-        shifted = member.values - member.values.max(axis=1, keepdims=True)
-        odds = np.exp(shifted.astype(np.float64))
-        total += share * odds / odds.sum(axis=1, keepdims=True)
-    return np.log(np.maximum(total, np.finfo(np.float64).tiny)).astype(np.float32)

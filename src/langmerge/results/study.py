@@ -1,16 +1,28 @@
 """What a study finds, as rows: every number with its interval and signature."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from langmerge.errors import DataError
-from langmerge.files import replace_text
+Kind = Literal[
+    "merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self",
+    "soft_vote", "weighted_vote", "majority", "weighted_majority", "logit_average",
+]  # fmt: skip
 
-FORMAT = "langmerge-study/1"
+KINDS: dict[Kind, str] = {
+    "merge": "merge",
+    "best_zero_shot": "best zero-shot",
+    "best_in_hindsight": "best in hindsight",
+    "source_mean": "mean of the sources",
+    "self": "self",
+    "soft_vote": "soft vote",
+    "weighted_vote": "weighted vote",
+    "majority": "majority",
+    "weighted_majority": "weighted majority",
+    "logit_average": "logit average",
+}
 
-Kind = Literal["merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self", "soft_vote"]
+SINGLE_EXPERTS: tuple[Kind, ...] = ("best_zero_shot", "best_in_hindsight", "self")
+"""References that are one expert. They belong to a target, whatever the mode."""
 
 
 @dataclass(frozen=True)
@@ -114,36 +126,4 @@ class Study:
     matrix: dict[str, Any]
     grid: dict[str, Any]
     seconds: float
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        replace_text(
-            path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "Study":
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: missing, or not a study.
-        """
-        try:
-            raw = json.loads(path.read_bytes())
-            if raw.pop("format") != FORMAT:
-                raise DataError(f"{path} is not a {FORMAT} file")
-            rows = tuple(_row(row) for row in raw.pop("rows"))
-            verdicts = tuple(
-                Verdict(**{**verdict, "gain": Difference(**verdict["gain"])})
-                for verdict in raw.pop("verdicts")
-            )
-            return cls(rows=rows, verdicts=verdicts, **raw)
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist: run langmerge sweep") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no study: {error}") from None
-
-
-def _row(raw: dict[str, Any]) -> Row:
-    differences = {key: None if raw[key] is None else Difference(**raw[key]) for key in ("gain", "effect")}
-    return Row(**{**raw, **differences, "sources": tuple(raw["sources"])})
+    seed: int = 0

@@ -9,6 +9,7 @@ from langmerge.tasks.metrics import (
     macro_f1,
     mean_interval,
     paired_difference,
+    seeded_interval,
 )
 from langmerge.tasks.registry import TASK_NAMES, load_task
 from langmerge.tasks.shares import label_shares, read_shares
@@ -57,6 +58,7 @@ __all__ = [
     "paired_span_f1",
     "parse_annotated",
     "read_shares",
+    "seeded_interval",
     "slot_task",
     "span_f1",
     "span_f1_interval",

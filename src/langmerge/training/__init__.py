@@ -1,9 +1,9 @@
 """Training experts, the base they start from, and refining what is made of them."""
 
 from langmerge.training.adapters import FORMS, RATES, AdapterTraining, Bench, train_adapters
-from langmerge.training.bases import OFFLINE, ensure_base
+from langmerge.training.bases import OFFLINE, ORIGIN, base_name, ensure_base
 from langmerge.training.expert import ExpertRecord, train_expert
-from langmerge.training.pool import ORIGIN, Training, train_pool
+from langmerge.training.pool import Training, train_pool
 from langmerge.training.refine import refine_classifier, soft_labels
 from langmerge.training.refined import RECEIPT, DevLabels, RefinedFolder, refine_folder
 from langmerge.training.refinement import Refined, Refinement
@@ -22,6 +22,7 @@ __all__ = [
     "RefinedFolder",
     "Refinement",
     "Training",
+    "base_name",
     "ensure_base",
     "refine_classifier",
     "refine_folder",

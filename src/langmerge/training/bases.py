@@ -6,10 +6,20 @@ from pathlib import Path
 
 from langmerge.errors import OutputError
 from langmerge.models import PROVENANCE_FILE, build_e5_small
+from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
 from langmerge.tasks import Task
 
 OFFLINE = "e5-small"
+
+ORIGIN = "langmerge_origin.json"
+"""In a pool's base: where it came from."""
+
+
+def base_name(pool: Pool) -> str:
+    """How results call a pool's base."""
+    origin = pool.base_folder / ORIGIN
+    return str(json.loads(origin.read_text())["name"]) if origin.exists() else str(pool.base)
 
 
 def ensure_base(

@@ -25,10 +25,8 @@ from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
 from langmerge.tasks import Examples, Task
+from langmerge.training.bases import ORIGIN
 from langmerge.training.expert import train_expert
-
-ORIGIN = "langmerge_origin.json"
-"""In a pool's base: where it came from."""
 
 
 class Training(BaseModel):

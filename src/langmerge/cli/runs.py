@@ -1,0 +1,154 @@
+"""runs list, best, compare, export; report."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from langmerge.cli.console import print_table, say, show
+from langmerge.cli.options import Json
+from langmerge.errors import InputError
+
+Place = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="A file (SQLite), a sweep's folder, or postgresql://USER@HOST/NAME.",
+        show_default=True,
+    ),
+]
+Target = Annotated[str | None, typer.Option(help="Only this locale.")]
+Mode = Annotated[str | None, typer.Option(help="Only ExcTar, or only IncTar.")]
+SweepName = Annotated[
+    str | None, typer.Option("--sweep", help="Only a sweep's cells: its name or signature.")
+]
+
+group = typer.Typer(help="What a store of results holds: list, best, compare, export.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(group, name="runs")
+
+
+@group.command("list")
+def listing(
+    store: Place = "store.sqlite",
+    target: Target = None,
+    mode: Mode = None,
+    sweep: SweepName = None,
+    failed: Annotated[bool, typer.Option("--failed", help="What went wrong, and why, instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every method on every target, over seeds; references among them."""
+    from langmerge.experiments.standing import lines, title
+
+    outcomes = _outcomes(store, target, mode, sweep)
+    if failed:
+        wrong = [one for one in outcomes if one.run is None]
+        rows = [
+            [one.cell.target, one.cell.mode, title(one.cell), str(one.cell.seed), one.reason or ""]
+            for one in wrong
+        ]
+        header = ["target", "mode", "method", "seed", "why"]
+        show(as_json, wrong, lambda: print_table(f"{len(wrong)} failed", header, rows))
+        return
+    found = lines(outcomes)
+    show(as_json, found, lambda: _table(f"{len(outcomes)} cells in {store}", found))
+
+
+@group.command()
+def best(
+    store: Place = "store.sqlite",
+    target: Target = None,
+    mode: Mode = None,
+    sweep: SweepName = None,
+    as_json: Json = False,
+) -> None:
+    """The merge that is best on dev, for each target and mode: what dev would have chosen, and what test says of it."""
+    from langmerge.experiments.standing import lines
+
+    found: dict[tuple[str, str], Any] = {}
+    for line in lines(_outcomes(store, target, mode, sweep)):
+        key = (line.target, line.mode)
+        if line.kind == "merge" and (key not in found or line.dev > found[key].dev):
+            found[key] = line
+    show(as_json, list(found.values()), lambda: _table("best on dev", list(found.values())))
+
+
+@group.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="As `runs list` calls it: 'wudi, k=5'.", metavar="FIRST")],
+    second: Annotated[str, typer.Argument(help="Another: 'best zero-shot'.", metavar="SECOND")],
+    store: Place = "store.sqlite",
+    target: Target = None,
+    mode: Mode = None,
+    sweep: SweepName = None,
+    as_json: Json = False,
+) -> None:
+    """FIRST minus SECOND on test, paired over rows; intervals over rows and seeds."""
+    from langmerge.experiments.standing import compare as run
+
+    found = run(_outcomes(store, target, None, sweep), first, second, mode=mode)
+
+    def people() -> None:
+        rows = [[name, str(d), str(found.seeds[name])] for name, d in found.targets.items()]
+        rows.append(["mean", str(found.over_all), ""])
+        print_table(f"{found.first} − {found.second}", ["target", "points, 95 %", "seeds"], rows)
+
+    show(as_json, found, people)
+
+
+@group.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="FILE.csv, FILE.parquet or FILE.tex.", metavar="FILE")],
+    store: Place = "store.sqlite",
+    target: Target = None,
+    mode: Mode = None,
+    sweep: SweepName = None,
+) -> None:
+    """Every cell that is done, one row each."""
+    from langmerge.experiments.standing import export as run
+
+    rows = run(_outcomes(store, target, mode, sweep), out)
+    say(f"{rows} rows written to {out}")
+
+
+def _outcomes(store: str, target: str | None, mode: str | None, sweep: str | None) -> list[Any]:
+    from langmerge.experiments.sweep import STORE
+    from langmerge.locales import canonical_locale
+    from langmerge.results.store import Store
+
+    place: str | Path = store
+    if "://" not in store:
+        place = Path(store) / STORE if Path(store).is_dir() else Path(store)
+        if not Path(place).exists():
+            raise InputError(
+                f"there is no store at {place}: name one with --store, or make one with langmerge sweep"
+            )
+    if mode not in (None, "ExcTar", "IncTar"):
+        raise InputError(f"--mode {mode}: it is ExcTar or IncTar")
+    where: dict[str, Any] = {"mode": mode, "target": canonical_locale(target) if target else None}
+    with Store(place) as opened:
+        chosen = None
+        if sweep is not None:
+            known = opened.sweeps()
+            own = [one for one in known if sweep in (one.name, one.signature)]
+            if not own:
+                names = ", ".join(dict.fromkeys(one.name for one in known)) or "none"
+                raise InputError(f"the store has no sweep {sweep!r}: it has {names}")
+            # Of several with one name the last.
+            chosen = own[-1].signature
+        return opened.outcomes(chosen, **{key: value for key, value in where.items() if value is not None})
+
+
+def _table(name: str, found: list[Any]) -> None:
+    rows = [
+        [
+            line.target, line.mode, line.title, ", ".join(map(str, line.seeds)), f"{100 * line.dev:.1f}",
+            f"{100 * line.test:.1f}", str(line.gain or ""),
+        ]
+        for line in found
+    ]  # fmt: skip
+    print_table(name, ["target", "mode", "method", "seeds", "dev %", "test %", "gain, points, 95 %"], rows)
+    say("gain: over the best zero-shot source chosen on dev (ExcTar) or self (IncTar)")

@@ -1,0 +1,251 @@
+"""A sweep: base, experts, matrices, and every cell of a grid, each written down when it is done."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from langmerge.errors import OutputError
+from langmerge.evaluate import PoolEvaluator, transfer_matrix
+from langmerge.executors import executed, started
+from langmerge.experiments.desk import Ground, Work, desk, failed, fill
+from langmerge.experiments.grid import Grid
+from langmerge.experiments.places import cell_of, places
+from langmerge.experiments.study import studies_of
+from langmerge.pool import Pool
+from langmerge.progress import Progress, silent
+from langmerge.results import signature
+from langmerge.results.records import Outcome, Sweep
+from langmerge.results.store import Store
+from langmerge.results.study import Study
+from langmerge.selection import TransferMatrix
+from langmerge.tasks import load_task
+from langmerge.training import base_name, ensure_base, train_pool
+
+STORE = "store.sqlite"
+"""In a sweep's folder, where no other store is asked for."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who works on cells.
+
+    Attributes:
+        executor: `local`, or `ray`.
+        address: of a Ray cluster that sees the sweep's folder.
+        gpus: of a cell, as Ray counts them.
+    """
+
+    executor: str = "local"
+    address: str | None = None
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What came out.
+
+    Attributes:
+        sweep: as the store has it.
+        studies: one for each seed.
+        failed: cells that went wrong, with their reasons.
+        found: cells that were there before.
+        filled: cells that this call has filled.
+        seconds: that it took.
+    """
+
+    sweep: Sweep
+    studies: tuple[Study, ...]
+    failed: tuple[Outcome, ...]
+    found: int
+    filled: int
+    seconds: float
+
+
+def run_sweep(
+    grid: Grid,
+    out: Path,
+    *,
+    store: Store | None = None,
+    name: str = "sweep",
+    data: Path | None = None,
+    workers: Workers = Workers(),
+    retry: bool = False,
+    progress: Progress = silent,
+) -> Swept:
+    """Do what a grid says; everything finished is kept, and a second call goes on from there.
+
+    Choices (sources, best zero-shot source, verdict) read dev; test is only reported.
+
+    Args:
+        grid: what to do.
+        out: folder for the base and the pools with their logits.
+        store: where results go; `out`/store.sqlite by default.
+        name: how the sweep is called.
+        data: where the task's data is.
+        workers: who works on cells.
+        retry: try cells again that have failed.
+        progress: told about every step.
+
+    Raises:
+        OutputError: another sweep is at work in the folder.
+    """
+    begun = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    kept = store if store is not None else Store(out / STORE)
+    with _alone(out), started(workers.executor, workers.address):
+        grounds = prepare(grid, out, data=data, workers=workers, progress=progress)
+        works = planned(grid, grounds)
+        sweep = _sweep(grid, name, grounds, works)
+        cells = [work.cell.signature for work in works]
+        kept.plan(sweep, cells)
+        states = kept.states(cells)
+        again = {"done"} if retry else {"done", "failed"}
+        todo = [work for work in works if states.get(work.cell.signature) not in again]
+        with progress("cells", len(works)) as advance:
+            advance(len(works) - len(todo))
+            for _, outcome in executed(
+                fill, todo, executor=workers.executor, address=workers.address, gpus=workers.gpus, failed=failed
+            ):  # fmt: skip
+                kept.record(outcome)
+                advance(1)
+    seconds = time.monotonic() - begun
+    return swept(kept, sweep, found=len(works) - len(todo), filled=len(todo), seconds=seconds)
+
+
+def swept(store: Store, sweep: Sweep, *, found: int, filled: int, seconds: float) -> Swept:
+    """A sweep as the store has it."""
+    outcomes = store.outcomes(sweep.signature)
+    wrong = tuple(one for one in outcomes if one.run is None)
+    return Swept(sweep, studies_of(sweep, outcomes, seconds=seconds), wrong, found, filled, seconds)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two sweeps in one folder would do the same work twice."""
+    try:
+        with FileLock(out / ".sweep.lock", timeout=0):
+            yield
+    except Timeout:
+        raise OutputError(
+            f"another sweep is at work in {out}: wait for it, or choose another folder"
+        ) from None
+
+
+def prepare(
+    grid: Grid,
+    out: Path,
+    *,
+    data: Path | None = None,
+    workers: Workers = Workers(),
+    progress: Progress = silent,
+) -> list[Ground]:
+    """Base, experts and dev matrices, one ground for each seed."""
+    task = load_task(grid.task, data=data)
+    base = ensure_base(grid.base, out / "base", task=task, locales=grid.locales, progress=progress)
+    columns = grid.locales if grid.columns == "all" else grid.targets
+    found = []
+    for training in grid.trainings:
+        pool = train_pool(
+            pool_folder(grid, out, training.seed), base=base, task=task, locales=grid.locales,
+            training=training, progress=progress,
+        )  # fmt: skip
+        evaluator = PoolEvaluator(pool, task, limits={"dev": grid.matrix_limit})
+        transfer_matrix(
+            evaluator, split="dev", locales=columns, executor=workers.executor, address=workers.address,
+            data=data, progress=progress,
+        )  # fmt: skip
+        found.append(_ground(grid, out, training.seed, data))
+    return found
+
+
+def pool_folder(grid: Grid, out: Path, seed: int) -> Path:
+    """Where the experts of a seed are."""
+    return out / ("pool" if seed == grid.training.seed else f"pool-{seed}")
+
+
+def _ground(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:
+    root = pool_folder(grid, out, seed).absolute()
+    state = signature([(root / name).read_text() for name in ("pool.yaml", "transfer.dev.json")])
+    return Ground(root, data, grid.sources, grid.matrix_limit, seed, state)
+
+
+def planned(grid: Grid, grounds: Sequence[Ground]) -> list[Work]:
+    """Every cell of a sweep, seed by seed and target by target; none twice."""
+    found: dict[str, Work] = {}
+    for ground in grounds:
+        on = desk(ground)
+        columns = TransferMatrix.load(ground.root / "transfer.dev.json").targets
+        own = {target: on.grounds(target) for target in grid.targets}
+        for place in places(grid):
+            cell = cell_of(place, own[place.target], seed=ground.seed, columns=columns)
+            found.setdefault(cell.signature, Work(ground, place, cell))
+    return list(found.values())
+
+
+def _sweep(grid: Grid, name: str, grounds: Sequence[Ground], works: Sequence[Work]) -> Sweep:
+    evaluator = desk(grounds[-1]).evaluator
+    task = evaluator.task
+    record: dict[str, Any] = {"grid": grid.model_dump(mode="json"), "matrices": {}}
+    for ground in grounds:
+        record["matrices"][str(ground.seed)] = _matrix(TransferMatrix.load(ground.root / "transfer.dev.json"))
+    own = signature(["sweep", record["grid"], [work.cell.signature for work in works]])
+    return Sweep(own, name, task.name, task.revision, base_name(evaluator.pool), record)
+
+
+def _matrix(matrix: TransferMatrix) -> dict[str, Any]:
+    return {
+        "sources": list(matrix.sources),
+        "targets": list(matrix.targets),
+        "values": matrix.values.round(6).tolist(),
+        "split": matrix.split,
+        "signature": matrix.provenance["signature"],
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would cost.
+
+    Attributes:
+        untrained: experts that are missing, by seed.
+        cells: all cells.
+        done: those that the store has.
+        failed: those that went wrong before.
+        seconds: for the rest of the cells, one after the other, by what finished cells of the store have taken; None
+            where none of their kind has finished. Training is not in it.
+    """
+
+    untrained: Mapping[int, tuple[str, ...]]
+    cells: int
+    done: int
+    failed: int
+    seconds: float | None
+
+
+def estimate(grid: Grid, out: Path, *, store: Store | None = None, data: Path | None = None) -> Estimate:
+    """What is still to be done, and what it would cost; writes nothing."""
+    untrained = {t.seed: _untrained(pool_folder(grid, out, t.seed), grid.locales) for t in grid.trainings}
+    ready = [seed for seed, missing in untrained.items() if not missing]
+    works = planned(grid, [_ground(grid, out, seed, data) for seed in ready])
+    states = store.states([work.cell.signature for work in works]) if store is not None else {}
+    rest = [work.place for work in works if work.cell.signature not in states]
+    rest += places(grid) * (len(untrained) - len(ready))
+    return Estimate(
+        {seed: missing for seed, missing in untrained.items() if missing},
+        len(works) + len(places(grid)) * (len(untrained) - len(ready)),
+        sum(state == "done" for state in states.values()),
+        sum(state == "failed" for state in states.values()),
+        store.expected_seconds([place.kind for place in rest]) if store is not None else None,
+    )
+
+
+def _untrained(root: Path, locales: Sequence[str]) -> tuple[str, ...]:
+    if not (root / "pool.yaml").exists() or not (root / "transfer.dev.json").exists():
+        return tuple(locales)
+    known = Pool.load(root).experts
+    return tuple(locale for locale in locales if locale not in known)

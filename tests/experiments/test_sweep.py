@@ -1,0 +1,220 @@
+"""Sweeps: what is planned, what a fault costs, what a second call does, and that it does not matter who works."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import langmerge.experiments.board as board_module
+from langmerge.errors import OutputError, RecipeError
+from langmerge.experiments import Grid, Swept, Workers, estimate, run_sweep
+from langmerge.experiments import sweep as module
+from langmerge.experiments.places import places
+from langmerge.results.ensembles import ENSEMBLES
+from langmerge.results.records import Outcome
+from langmerge.results.store import Store
+from tests.experiments.conftest import tiny_grid
+
+METHODS = [{"method": "linear"}, {"method": "ties", "vary": {"density": [0.2, 0.5]}}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a sweep over two seeds and two selectors was run, into `out`."""
+    return tmp_path_factory.mktemp("sweep")
+
+
+def grid(place: Path, **changes: Any) -> Grid:
+    fields = {
+        "seeds": [0, 1], "selectors": ["measured", "strength"], "k": [2], "modes": ["ExcTar"], "methods": METHODS,
+        "training": {"epochs": 1, "batch_size": 8, "lr": 5e-3, "head_lr": 2e-2},
+    }  # fmt: skip
+    return tiny_grid(place, **{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> Swept:
+    """That sweep."""
+    return run_sweep(grid(place), place / "out")
+
+
+@pytest.fixture
+def store(found: Swept, place: Path) -> Iterator[Store]:
+    """Its store."""
+    with Store(place / "out" / "store.sqlite") as opened:
+        yield opened
+
+
+def bare(outcome: Outcome) -> Outcome:
+    """Without what differs from one time to another."""
+    run = outcome.run and replace(
+        outcome.run, seconds=0.0, scores=tuple(replace(one, logits=None) for one in outcome.run.scores)
+    )
+    return replace(outcome, seconds=0.0, run=run)
+
+
+def test_every_place_has_a_cell_for_every_seed(found: Swept, store: Store) -> None:
+    cells = [one.cell for one in store.outcomes(found.sweep.signature)]
+    assert {cell.seed for cell in cells} == {0, 1}
+    first = [cell for cell in cells if cell.seed == 0]
+    assert Counter(cell.kind for cell in first) == {
+        "best_zero_shot": 1, "best_in_hindsight": 1, "self": 1, "source_mean": 2, "merge": 6, **dict.fromkeys(ENSEMBLES, 2),
+    }  # fmt: skip
+    names = {cell.name for cell in first if cell.kind == "merge"}
+    plain = {"linear", "ties(density=0.2)", "ties(density=0.5)"}
+    assert names == plain | {f"{name}, by strength" for name in plain}
+    assert len({cell.signature for cell in cells}) == len(cells)
+    assert (found.found, found.filled, found.failed) == (0, len(cells), ())
+
+
+def test_experts_of_another_seed_are_others(found: Swept) -> None:
+    one, other = found.studies
+    assert (one.seed, other.seed) == (0, 1)
+    assert {row.seed for row in other.rows} == {1}
+    assert one.matrix["signature"] != other.matrix["signature"]
+
+
+def test_the_same_sources_are_merged_once(found: Swept, store: Store) -> None:
+    """Two selectors may choose the same sources: two cells, one run."""
+    merges = store.outcomes(kind="merge", seed=0)
+    by_sources = {(one.run.sources, one.cell.name.split(",")[0]): one.run for one in merges if one.run}
+    for one in merges:
+        assert one.run is not None
+        twin = by_sources[one.run.sources, one.cell.name.split(",")[0]]
+        assert one.run.signature == twin.signature
+        assert set(one.run.coefficients["model"]) == set(one.run.sources)
+
+
+def test_a_second_call_fills_nothing(found: Swept, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fill", lambda _: pytest.fail("worked again"))
+    again = run_sweep(grid(place), place / "out")
+    assert (again.found, again.filled) == (found.filled, 0)
+    assert [study.rows for study in again.studies] == [study.rows for study in found.studies]
+    assert again.sweep == found.sweep
+
+
+def test_a_larger_grid_takes_what_is_there(found: Swept, place: Path) -> None:
+    more = run_sweep(grid(place, methods=[*METHODS, {"method": "wudi"}]), place / "out")
+    assert more.found == found.filled
+    assert more.filled == 4
+    assert more.sweep.signature != found.sweep.signature
+
+
+def test_a_cell_that_fails_is_recorded_and_stops_nothing(
+    place: Path, found: Swept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: no memory for one of the methods."""
+    real = board_module.TargetBoard._merge
+
+    def short(self: Any, where: Any) -> Any:
+        if where.choice.method == "ties":
+            raise MemoryError("5 GB\nare not there")
+        return real(self, where)
+
+    with Store(place / "failing.sqlite") as own:
+        with monkeypatch.context() as patch:
+            patch.setattr(board_module.TargetBoard, "_merge", short)
+            swept = run_sweep(grid(place), place / "out", store=own)
+        assert {one.reason for one in swept.failed} == {"MemoryError: 5 GB are not there"}
+        assert len(swept.failed) == 8
+        assert own.states([one.cell.signature for one in swept.failed]).keys() == {
+            one.cell.signature for one in swept.failed
+        }
+        # They are left as they are, until they are asked for.
+        assert run_sweep(grid(place), place / "out", store=own).filled == 0
+        again = run_sweep(grid(place), place / "out", store=own, retry=True)
+        assert (again.filled, again.failed) == (8, ())
+        with Store(place / "out" / "store.sqlite") as whole:
+            assert [bare(one) for one in own.outcomes(found.sweep.signature)] == [
+                bare(one) for one in whole.outcomes(found.sweep.signature)
+            ]
+
+
+def test_an_interrupted_sweep_keeps_what_is_done(
+    place: Path, found: Swept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, done = module.fill, []
+
+    def cut(work: Any) -> Outcome:
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(work)
+        return real(work)
+
+    with Store(place / "cut.sqlite") as own:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "fill", cut)
+            with pytest.raises(KeyboardInterrupt):
+                run_sweep(grid(place), place / "out", store=own)
+        assert len(own.outcomes()) == 7
+        after = run_sweep(grid(place), place / "out", store=own)
+        assert (after.found, after.filled) == (7, found.filled - 7)
+        assert [study.rows for study in after.studies] == [study.rows for study in found.studies]
+
+
+def test_two_sweeps_in_one_folder_are_refused(place: Path, found: Swept) -> None:
+    with module._alone(place / "out"), pytest.raises(OutputError, match="another sweep is at work"):
+        run_sweep(grid(place), place / "out")
+
+
+def test_an_estimate_writes_nothing(place: Path, found: Swept, store: Store, tmp_path: Path) -> None:
+    whole = estimate(grid(place), place / "out", store=store)
+    assert (whole.cells, whole.done, whole.failed, whole.untrained) == (found.filled, found.filled, 0, {})
+    assert whole.seconds == 0.0
+    more = estimate(grid(place, seeds=[0, 1, 2], modes=["ExcTar", "IncTar"]), place / "out", store=store)
+    assert more.untrained == {2: ("en-US", "de-DE", "fr-FR", "sw-KE")}
+    assert more.cells == 3 * len(places(grid(place, modes=["ExcTar", "IncTar"])))
+    assert more.done == found.filled
+    assert more.seconds is not None
+    assert more.seconds > 0
+    nothing = estimate(grid(place), tmp_path / "new")
+    assert (nothing.cells, nothing.done, nothing.seconds) == (found.filled, 0, None)
+    assert not (tmp_path / "new").exists()
+
+
+def test_ray_finds_the_same_rows(place: Path, found: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    # Workers find what this process does, and no more threads.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["src", os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Nothing is kept of what this process has computed.
+    with Store(place / "ray.sqlite") as own, Store(place / "out" / "store.sqlite") as whole:
+        for kept in (place / "out").glob("pool*/logits/*/*/merges/*"):
+            kept.unlink()
+        swept = run_sweep(grid(place), place / "out", store=own, workers=Workers("ray"))
+        assert (swept.found, swept.filled, swept.failed) == (0, found.filled, ())
+        assert [bare(one) for one in own.outcomes(swept.sweep.signature)] == [
+            bare(one) for one in whole.outcomes(found.sweep.signature)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"selectors": ["nearest"]}, "unknown selector 'nearest'"),
+        ({"selectors": ["manual"]}, "manual has no scores in a grid"),
+        ({"ensembles": ["mean"]}, "unknown ensemble 'mean'"),
+        ({"methods": [{"method": "ties", "vary": {"densty": [1]}}]}, "no parameter 'densty'"),
+        ({"methods": [{"method": "ties", "vary": {"density": []}}]}, "vary density has no values"),
+        (
+            {"methods": [{"method": "ties", "vary": {"density": [0.1]}, "parameters": {"density": 0.2}}]},
+            "density is given twice",
+        ),
+    ],
+)
+def test_a_grid_that_cannot_be(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
+    import yaml
+
+    fields = {
+        "task": "demo:intent",
+        "sources": ["en-US", "de-DE"],
+        "targets": ["sw-KE"],
+        "methods": [{"method": "wudi"}],
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**fields, **change}))
+    with pytest.raises(RecipeError, match=fault):
+        Grid.load(tmp_path / "grid.yaml")
