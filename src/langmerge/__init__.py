@@ -22,6 +22,7 @@ _HOMES = {
     "errors": "langmerge.errors",
     "learn": "langmerge.learn",
     "adapters": "langmerge.adapters",
+    "auto": "langmerge.auto",
 }
 _RENAMED = {"plan": "make_plan"}
 
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "TransferMatrix",
     "adapters",
+    "auto",
     "errors",
     "evaluate_model",
     "learn",
@@ -46,7 +48,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'langmerge' has no attribute {name!r}")
     home = import_module(_HOMES[name])
-    return home if name in ("errors", "learn", "adapters") else getattr(home, _RENAMED.get(name, name))
+    return (
+        home if name in ("errors", "learn", "adapters", "auto") else getattr(home, _RENAMED.get(name, name))
+    )
 
 
 def __dir__() -> list[str]:

@@ -226,12 +226,18 @@ class PoolEvaluator(Evaluator):
 
     def on_text(self, expert: str, text: Unlabelled) -> Logits:
         """One expert's logits on text without labels; its labels are −1."""
-        kept = self.pool.root / "logits" / f"text.{text.signature}" / text.locale / f"{expert}.safetensors"
+        return self.on_text_of(lambda: self._model(expert), self._signature(expert), expert, text)
+
+    def on_text_of(
+        self, model: Callable[[], Any], model_signature: str, name: str, text: Unlabelled
+    ) -> Logits:
+        """The same for any model; kept under a name."""
+        kept = self.pool.root / "logits" / f"text.{text.signature}" / text.locale / f"{name}.safetensors"
         # The text's signature stands for split and rows.
-        own = self.signature(self._signature(expert), text.locale, text.signature)
+        own = self.signature(model_signature, text.locale, text.signature)
         if (found := load_logits(kept, own)) is not None:
             return found
-        values = self._predicted(self._model(expert), encode(self.tokenizer, text.texts), text.locale)
+        values = self._predicted(model(), encode(self.tokenizer, text.texts), text.locale)
         made = Logits(own, text.ids, np.full(len(text), -1, dtype=np.int64), values)
         made.save(kept)
         return made

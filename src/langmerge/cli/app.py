@@ -10,6 +10,7 @@ import typer
 from langmerge import __version__
 from langmerge.cli import (
     adapters,
+    deciding,
     doctor,
     experts,
     learning,
@@ -32,7 +33,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (studies, runs, experts, selecting, learning, merging, adapters, refining, rounds, doctor):
+for module in (
+    studies,
+    deciding,
+    runs,
+    experts,
+    selecting,
+    learning,
+    merging,
+    adapters,
+    refining,
+    rounds,
+    doctor,
+):
     module.register(app)
 
 

@@ -1,0 +1,287 @@
+"""The candidates of one question, made and scored as far as the decision asks for."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from langmerge.auto.decision import Judged, Rung, halved, judged
+from langmerge.auto.evidence import MEASURED, Evidence
+from langmerge.auto.options import Option, coefficients, options
+from langmerge.checkpoint import folder_signature
+from langmerge.choosing import Wish, choose
+from langmerge.coefficients import Coefficients
+from langmerge.engine import make_plan, merge, recipe_payload
+from langmerge.errors import InputError
+from langmerge.evaluate import PoolEvaluator, transfer_matrix
+from langmerge.measuring import Measurement, measure_grams
+from langmerge.models import load_classifier
+from langmerge.pool import Pool
+from langmerge.progress import Progress, silent
+from langmerge.recipe import Recipe
+from langmerge.results import Logits, signature, soft_vote
+from langmerge.scoring import ResidentClassifier
+from langmerge.similarities import PoolSelectors
+from langmerge.tasks import Task, Unlabelled, task_text
+from langmerge.training import Refinement, refine_folder
+
+Labels = Literal["dev", "none"]
+
+LOOKED_AT = 512
+"""Unlabelled texts on which a merge must still say what its sources say."""
+
+NEED_MATRIX = ("strength", "composite")
+"""Selectors that read the pool's dev matrix: of other locales, whose labels may be looked at."""
+
+ALLOWED = 0.15
+"""By how much less than the best single expert a merge may agree with the sources' vote: beyond, it is broken."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be decided, and with what.
+
+    Attributes:
+        pool: of the experts.
+        task: the pool's, loaded.
+        target: the locale.
+        data: where the task's data is.
+        labels: `dev`: labelled dev rows of the target choose; `none`: nothing of the target is looked at but its text.
+        rows: at most so many labelled rows.
+        k: number of sources.
+        by: selector; by default `measured` with labels, else `composite`.
+        include_target: IncTar; by default where the pool has the target's own expert.
+        statistics: the experts may be run on the task's train text of the target, without labels.
+        text: unlabelled text of the target to refine on; none: nothing is refined.
+        refinement: how.
+        evidence: gains elsewhere, by candidate; those of `langmerge.auto.evidence.MEASURED` by default.
+        test: report the choice and the reference on test, once.
+    """
+
+    pool: Pool
+    task: Task
+    target: str
+    data: Path | None = None
+    labels: Labels = "dev"
+    rows: int = 500
+    k: int = 5
+    by: str | None = None
+    include_target: bool | None = None
+    statistics: bool = True
+    text: Unlabelled | None = None
+    refinement: Refinement = field(default_factory=lambda: Refinement(rounds=2))
+    evidence: Mapping[str, Evidence] | None = None
+    test: bool = False
+
+    @property
+    def mode(self) -> str:
+        """ExcTar or IncTar."""
+        own = self.target in self.pool.locales if self.include_target is None else self.include_target
+        return "IncTar" if own else "ExcTar"
+
+    @property
+    def selector(self) -> str:
+        """By which sources are chosen."""
+        return self.by or ("measured" if self.labels == "dev" else "composite")
+
+
+class Pilot:
+    """What was tried.
+
+    Args:
+        question: what is to be decided.
+        work: folder for what is made on the way.
+        progress: told of every step.
+
+    Raises:
+        SelectionError: the sources cannot be chosen.
+        InputError: a selector that looks at labels, and there are none.
+        LocaleError, DataError: labels or text are asked for that the task does not have.
+    """
+
+    def __init__(self, question: Question, work: Path, progress: Progress = silent) -> None:
+        self.question, self.work, self.progress = question, work, progress
+        self.seconds: dict[str, float] = {}
+        self.evidence = MEASURED[question.mode] if question.evidence is None else question.evidence
+        self._resident = ResidentClassifier(question.pool)
+        self._refined: str | None = None
+        self._evaluators: dict[int | None, PoolEvaluator] = {}
+        if question.labels == "dev":
+            question.task.load(question.target, "dev")
+        elif question.selector == "measured":
+            raise InputError("--by measured looks at labels of the target: leave it out, or say --labels dev")
+        self.sources = self._chosen_sources()
+        found = options(question.mode, statistics=question.statistics, refines=question.text is not None)
+        if len(self.sources) < 2:
+            found = [one for one in found if one.method is None]
+        self.options: dict[str, Option] = {one.name: one for one in found}
+
+    def _chosen_sources(self) -> tuple[str, ...]:
+        asked, own = self.question, self.question.mode == "IncTar"
+        others = len([one for one in asked.pool.locales if one != asked.target])
+        size = min(asked.k, others + own)
+        selectors = PoolSelectors(asked.pool, data=asked.data, progress=self.progress)
+        wish = Wish(asked.target, asked.selector, size, own)
+        if asked.selector == "measured":
+            # On the rows that may be looked at; the pool's own matrix stays as it is.
+            wish = replace(wish, by="manual", scores=self._measured())
+        elif asked.selector in NEED_MATRIX and not (asked.pool.root / "transfer.dev.json").exists():
+            transfer_matrix(self.evaluator(None), split="dev", data=asked.data, progress=self.progress)
+        return choose(selectors, wish).selection.sources
+
+    def _measured(self) -> dict[str, float]:
+        evaluator, found = self.evaluator(self.question.rows), {}
+        with self.progress(f"experts on {self.question.target}", len(self.question.pool.locales)) as advance:
+            for expert in self.question.pool.locales:
+                found[expert] = float(evaluator.cell(expert, self.question.target, "dev").correct.mean())
+                advance(1)
+        return found
+
+    def evaluator(self, rows: int | None) -> PoolEvaluator:
+        """Of the pool, on so many dev rows."""
+        if rows not in self._evaluators:
+            self._evaluators[rows] = PoolEvaluator(
+                self.question.pool, self.question.task, limits={"dev": rows}
+            )
+        return self._evaluators[rows]
+
+    # Candidates
+
+    @property
+    def reference(self) -> str:
+        """The single expert: the target's own, or the one that the selector puts first."""
+        return self.sources[0]
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """The sources of a candidate."""
+        parent = self._refined if name == "refined" and self._refined else name
+        return (self.reference,) if parent == "single" else self.sources
+
+    @cached_property
+    def shares(self) -> Coefficients:
+        """Of every merge."""
+        return coefficients(self.question.mode, self.question.target, self.sources)
+
+    @cached_property
+    def _statistics(self) -> dict[str, Path]:
+        wanted = Measurement(self.shares, self.question.target)
+        found = measure_grams(
+            self.question.pool, self.question.task, wanted, self.work / "grams", progress=self.progress
+        )
+        return dict(found.files)
+
+    def recipe(self, name: str) -> Recipe:
+        """Of a merge."""
+        option, pool = self.options[name], self.question.pool
+        if option.method is None:
+            raise ValueError(f"{name} is no merge")
+        return Recipe(
+            base=pool.base_folder,
+            sources={source: pool.expert(source) for source in self.sources},
+            method=option.method,
+            parameters=option.parameters,
+            coefficients=self.shares,
+            target=self.question.target,
+            head=option.head,
+            statistics=self._statistics if option.head == "regmean" else {},
+        )
+
+    def logits(self, name: str, split: str, rows: int | None = None) -> Logits:
+        """A candidate's logits on the target's rows; kept where they can be."""
+        evaluator, target = self.evaluator(rows), self.question.target
+        if name == "single":
+            return evaluator.cell(self.reference, target, split)
+        if name == "refined":
+            folder = self.work / "refined"
+            return evaluator.logits(lambda: load_classifier(folder), folder_signature(folder), target, split)
+        plan = make_plan(self.recipe(name))
+        own = signature(recipe_payload(plan))
+        kept = evaluator.kept(f"merges/{own}", target, split)
+        return evaluator.logits(lambda: self._resident.filled(plan, own), own, target, split, kept=kept)
+
+    def merges(self) -> list[Rung]:
+        """Everything but the refined one: by halving on labelled rows, or by evidence alone."""
+        names = [name for name, one in self.options.items() if not one.refines]
+        asked = self.question
+        if asked.labels == "none":
+            found = [self._unlabelled(name) for name in names]
+            return [Rung(0, tuple(found))]
+        whole = len(asked.task.load(asked.target, "dev").limited(asked.rows).ids)
+        with self.progress(f"candidates for {asked.target}", 3 * len(names)) as advance:
+
+            def right(name: str, rows: int) -> np.ndarray[Any, Any]:
+                started = time.perf_counter()
+                found = self.logits(name, "dev", rows).correct
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+                advance(1)
+                return found
+
+            return halved(names, self.evidence, right, whole)
+
+    def _unlabelled(self, name: str) -> Judged:
+        """By evidence; a merge that no longer says what its sources say is out."""
+        found = judged(name, self.evidence.get(name), None, None)
+        if name == "single" or not self.question.statistics:
+            return found
+        started = time.perf_counter()
+        own, least = self._agreement(name), self._agreement("single") - ALLOWED
+        self.seconds[name] = time.perf_counter() - started
+        if own < least:
+            return replace(
+                found,
+                out=f"agrees with the sources' vote on {own:.0%} of the texts, the single expert on {least + ALLOWED:.0%}",
+            )
+        return found
+
+    @cached_property
+    def _text(self) -> Unlabelled:
+        return task_text(self.question.task, self.question.target, limit=LOOKED_AT)
+
+    @cached_property
+    def _vote(self) -> np.ndarray[Any, Any]:
+        members = [self.evaluator(None).on_text(source, self._text) for source in self.sources]
+        found: np.ndarray[Any, Any] = soft_vote(members).argmax(axis=1)
+        return found
+
+    def _agreement(self, name: str) -> float:
+        evaluator = self.evaluator(None)
+        if name == "single":
+            return float((evaluator.on_text(self.reference, self._text).predictions == self._vote).mean())
+        plan = make_plan(self.recipe(name))
+        own = signature(recipe_payload(plan))
+        found = evaluator.on_text_of(
+            lambda: self._resident.filled(plan, own), own, f"merges/{own}", self._text
+        )
+        return float((found.predictions == self._vote).mean())
+
+    # The refined one
+
+    def refined(self, parent: str) -> Judged:
+        """The best of the others, refined on the text."""
+        asked = self.question
+        if asked.text is None:
+            raise ValueError("there is no text to refine on")
+        started = time.perf_counter()
+        self._refined = parent
+        refine_folder(
+            self.written(parent), asked.text, self.work / "refined", refinement=asked.refinement,
+            progress=self.progress,
+        )  # fmt: skip
+        self.seconds["refined"] = time.perf_counter() - started
+        if asked.labels == "none":
+            return judged("refined", self.evidence.get("refined"), None, None)
+        right, reference = (self.logits(one, "dev", asked.rows).correct for one in ("refined", "single"))
+        return judged("refined", self.evidence.get("refined"), right, reference)
+
+    def written(self, name: str) -> Path:
+        """A candidate as a folder."""
+        if name == "single":
+            return self.question.pool.expert(self.reference)
+        out = self.work / name
+        if name != "refined" and not out.exists():
+            merge(self.recipe(name), out, progress=self.progress)
+        return out
