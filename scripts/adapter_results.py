@@ -23,7 +23,7 @@ from langmerge.errors import InputError
 from langmerge.models import AdapterShape
 from langmerge.tasks import seeded_interval
 from langmerge.training import AdapterTraining, Bench, train_adapters
-from langmerge.transferring import DIRECT, Comparison, Crossing
+from langmerge.transferring import DIRECT, STACK, Comparison, Crossing
 
 SOURCE, TARGETS = "en-US", ("sw-KE", "cy-GB", "sq-AL", "vi-VN", "th-TH", "hi-IN")
 INTENT, SCENARIO, TOPIC, LANGUAGE = "massive:intent", "massive:scenario", "sib200:topic", "mlm:massive:intent"
@@ -36,6 +36,9 @@ KINDS = {
 }
 """Shape, peak rate, epochs, and whether all begin at one draw."""
 SEEDS, ROWS = (0, 1, 2), 1500
+MOVED, BASELINES = "AdaMergeX", ("AriMerge", "language arithmetic", "layer swap", STACK)
+Correct = dict[tuple[str, int], np.ndarray]
+"""By target and seed, which test rows are right."""
 ROLES = ((INTENT, SCENARIO), (INTENT, TOPIC), (INTENT, LANGUAGE), (TOPIC, INTENT))
 """What is moved, and by which reference."""
 
@@ -107,12 +110,26 @@ def table(given: argparse.Namespace) -> None:
     for task, reference in ROLES:
         for kind in KINDS if matches(reference, given.references) else ():
             modes = ("product", "factors") if kind in ("lora", "own") else (None,)
-            for mode in modes:
-                _print(given, task, reference, kind, mode)
+            found = [_print(given, task, reference, kind, mode) for mode in modes]
+            first = found[0].get(MOVED, {})
+            pairs = [(MOVED, name, found[0].get(name, {})) for name in BASELINES]
+            if len(found) == 2:
+                pairs.append(("product", "factors", found[1].get(MOVED, {})))
+            said = [_paired(one, other, first, second) for one, other, second in pairs if first and second]
+            if said:
+                print("\nPaired: " + "; ".join(said) + ".")
 
 
-def _print(given: argparse.Namespace, task: str, reference: str, kind: str, mode: str | None) -> None:
-    correct: dict[str, dict[tuple[str, int], np.ndarray]] = defaultdict(dict)
+def _paired(name: str, other: str, first: Correct, second: Correct) -> str:
+    both = {key: 100.0 * (first[key].astype(float) - second[key]) for key in first if key in second}
+    point, interval = seeded_interval(both)
+    return f"{name} − {other} {point:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def _print(
+    given: argparse.Namespace, task: str, reference: str, kind: str, mode: str | None
+) -> dict[str, Correct]:
+    correct: dict[str, Correct] = defaultdict(dict)
     values: dict[str, list[float]] = defaultdict(list)
     for own, seed, root in benches(given):
         if own != kind or not root.is_dir():
@@ -132,7 +149,7 @@ def _print(given: argparse.Namespace, task: str, reference: str, kind: str, mode
                 if value is not None:
                     values[name].append(value)
     if not correct:
-        return
+        return {}
     seeds = sorted({seed for _, seed in correct[DIRECT]})
     print(
         f"\n### {kind}{f', {mode}' if mode else ''}: {task} by {reference}, seeds {', '.join(map(str, seeds))}\n"
@@ -153,6 +170,7 @@ def _print(given: argparse.Namespace, task: str, reference: str, kind: str, mode
         row = " | ".join("–" if np.isnan(share) else f"{share:.1f}" for share in (*shares, np.mean(shares)))
         gain = "" if name == DIRECT else f"{point:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
         print(f"| {name} | {row} | {gain} | {chosen} |")
+    return correct
 
 
 def main() -> None:

@@ -67,6 +67,9 @@ class FakeScorer:
         name = f"{candidate.choice.name} {candidate.mode} {len(candidate.selection.sources)}"
         return answers(name, candidate.target, split, self.merges[split][candidate.choice.method])
 
+    def kept(self, candidate: Candidate, split: str) -> Path:
+        return Path(f"{split}/{candidate.choice.method}")
+
 
 def fake_pool(root: Path) -> Pool:
     root.mkdir(parents=True, exist_ok=True)

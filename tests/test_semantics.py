@@ -12,8 +12,10 @@ from langmerge.coefficients import Coefficients
 from langmerge.engine import make_plan, merge, merged_tensors
 from langmerge.errors import PlanError, RecipeError
 from langmerge.evaluate import Evaluator, transfer_matrix
-from langmerge.experiments.candidates import CandidateScorer, candidates
-from langmerge.experiments.grid import MethodChoice
+from langmerge.experiments.board import TargetBoard
+from langmerge.experiments.candidates import Candidate, CandidateScorer
+from langmerge.experiments.grid import Grid, MethodChoice
+from langmerge.experiments.places import Place, places
 from langmerge.methods import METHODS, SPECS
 from langmerge.models import load_classifier, new_classifier
 from langmerge.pool import Expert, Pool
@@ -175,15 +177,21 @@ def test_rule_02_one_sources_weight_goes_to_that_source(root: Path) -> None:
             assert torch.equal(found[name], own[name])
 
 
-def test_rule_02_a_candidates_coefficients_are_the_selections(root: Path) -> None:
-    experts = {name: Expert(folder=Path(name)) for name in SOURCES}
+def board_of(root: Path, matrix: TransferMatrix) -> TargetBoard:
+    """The board of a pool whose experts are the matrix's rows."""
+    matrix.save(root / "transfer.dev.json")
+    experts = {name: Expert(folder=Path(name)) for name in matrix.sources}
     pool = Pool(root=root, task="fake:intent", labels=LABELS, base=Path("base"), experts=experts)
-    scores = np.array([[0.2], [0.6], [0.4]])
-    matrix = TransferMatrix(SOURCES, (TARGET,), scores, "dev")
-    choice = MethodChoice(method="linear", weights="proportional")
-    (candidate,) = candidates(matrix, TARGET, ks=("all",), modes=("ExcTar",), methods=(choice,))
     evaluator: Any = FakeEvaluator(pool, {})
-    plan = CandidateScorer(evaluator).plan(candidate)
+    return TargetBoard(evaluator, matrix, TARGET, seed=0, scorer=CandidateScorer(evaluator))
+
+
+def test_rule_02_a_candidates_coefficients_are_the_selections(root: Path) -> None:
+    matrix = TransferMatrix(SOURCES, (TARGET,), np.array([[0.2], [0.6], [0.4]]), "dev")
+    choice = MethodChoice(method="linear", weights="proportional")
+    board = board_of(root, matrix)
+    selection = board.selection(Place("merge", TARGET, "ExcTar", "measured", 3, choice))
+    plan = make_plan(board.scorer.recipe(Candidate(TARGET, "ExcTar", choice, selection)))
     assert plan.coefficients.values == {
         "model": pytest.approx({"de-DE": 0.2 / 1.2, "fr-FR": 0.6 / 1.2, "tr-TR": 0.4 / 1.2})
     }
@@ -229,7 +237,7 @@ def test_rule_03_the_diagonal_is_left_out_before_weights_are_made(weights: str) 
     assert TARGET not in chosen.sources
 
 
-def test_rule_04_rank_then_cut() -> None:
+def test_rule_04_rank_then_cut(tmp_path: Path) -> None:
     """The best others stand last in the matrix; a cut before the ranking would take the first."""
     names = ("af-ZA", "cy-GB", "de-DE", "fr-FR", "tr-TR", TARGET)
     values = np.array([[0.1], [0.2], [0.3], [0.8], [0.7], [0.15]])
@@ -237,9 +245,20 @@ def test_rule_04_rank_then_cut() -> None:
     assert select_sources(matrix, TARGET, k=3, include_target=True).sources == (TARGET, "fr-FR", "tr-TR")
     assert select_sources(matrix, TARGET, k=2).sources == ("fr-FR", "tr-TR")
     methods = (MethodChoice(method="linear"), MethodChoice(method="slerp"))
-    for mode, best in (("IncTar", (TARGET, "fr-FR", "tr-TR")), ("ExcTar", ("fr-FR", "tr-TR", "de-DE"))):
-        found = candidates(matrix, TARGET, ks=(3,), modes=(mode,), methods=methods)
-        assert [one.selection.sources for one in found] == [best, best[:2]]
+    board = board_of(tmp_path, matrix)
+    grid = Grid(
+        task="fake:intent", sources=names[:-1], targets=(TARGET,), k=(3,), modes=("IncTar", "ExcTar"), methods=methods
+    )  # fmt: skip
+    best = {"IncTar": (TARGET, "fr-FR", "tr-TR"), "ExcTar": ("fr-FR", "tr-TR", "de-DE")}
+    merges = [place for place in places(grid) if place.kind == "merge"]
+    assert [(one.mode, one.k) for one in merges] == [
+        ("IncTar", 3),
+        ("IncTar", 2),
+        ("ExcTar", 3),
+        ("ExcTar", 2),
+    ]
+    for place in merges:
+        assert board.selection(place).sources == best[place.mode][: place.k]
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
