@@ -153,7 +153,9 @@ def test_rule_09_every_difference_has_an_interval(tmp_path: Path, monkeypatch: p
         for difference in (row.gain, row.effect):
             if difference is not None:
                 assert difference.low <= difference.points <= difference.high
-                assert 1 < difference.high - difference.low < 60
+                # A majority of two may say in every row what one of them says.
+                same = row.kind in ENSEMBLES and difference.points == 0
+                assert same or 1 < difference.high - difference.low < 60
         if row.kind == "merge":
             assert row.gain is not None
             assert row.gain.p_value is not None
