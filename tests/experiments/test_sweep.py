@@ -14,9 +14,11 @@ from langmerge.errors import OutputError, RecipeError
 from langmerge.experiments import Grid, Swept, Workers, estimate, run_sweep
 from langmerge.experiments import sweep as module
 from langmerge.experiments.places import places
+from langmerge.pool import Pool
 from langmerge.results.ensembles import ENSEMBLES
 from langmerge.results.records import Outcome
 from langmerge.results.store import Store
+from langmerge.tasks import load_task
 from tests.experiments.conftest import tiny_grid
 
 METHODS = [{"method": "linear"}, {"method": "ties", "vary": {"density": [0.2, 0.5]}}]
@@ -190,6 +192,21 @@ def test_ray_finds_the_same_rows(place: Path, found: Swept, monkeypatch: pytest.
         assert [bare(one) for one in own.outcomes(swept.sweep.signature)] == [
             bare(one) for one in whole.outcomes(found.sweep.signature)
         ]
+
+
+def test_disjoint_ids_are_a_pool_of_their_own(place: Path, found: Swept) -> None:
+    own = grid(place, ids="disjoint", seeds=[], selectors=["measured"], methods=[{"method": "linear"}])
+    run_sweep(own, place / "out")
+    parallel, disjoint = (Pool.load(place / "out" / name) for name in ("pool", "pool-disjoint"))
+    rows = {
+        locale: disjoint.experts[locale].training["settings"]["train_rows"] for locale in disjoint.locales
+    }
+    assert sum(rows.values()) == 48
+    assert all(own.training["settings"]["train_rows"] == 48 for own in parallel.experts.values())
+    task = load_task(own.task)
+    training = own.trainings[0]
+    seen = [name for locale in own.locales for name in training.rows(task.load(locale, "train")).ids]
+    assert len(seen) == len(set(seen)) == 48
 
 
 @pytest.mark.parametrize(

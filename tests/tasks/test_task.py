@@ -1,4 +1,5 @@
 import dataclasses
+from hashlib import blake2b
 
 import numpy as np
 import pytest
@@ -87,3 +88,29 @@ def test_examples_that_do_not_fit_together_are_an_error(change: dict[str, object
 def test_the_splits() -> None:
     assert SPLITS == ("train", "dev", "test")
     assert len(load_task("demo:intent").load("en-US", SPLITS[0])) == 200
+
+
+def test_parts_share_the_ids_out_alike_in_every_locale() -> None:
+    whole = examples(200)
+    parts = [whole.part(place, 3) for place in range(3)]
+    assert sorted(name for part in parts for name in part.ids) == sorted(whole.ids)
+    assert all(40 < len(part) < 95 for part in parts)
+    other = dataclasses.replace(whole, locale="sw-KE", texts=tuple(reversed(whole.texts)))
+    assert [other.part(place, 3).ids for place in range(3)] == [part.ids for part in parts]
+    place = whole.ids.index(parts[1].ids[5])
+    assert parts[1].texts[5] == whole.texts[place]
+    assert parts[1].labels[5] == whole.labels[place]
+    assert whole.part(0, 1).ids == whole.ids
+
+
+@pytest.mark.parametrize(("place", "of"), [(3, 3), (-1, 3), (0, 0)])
+def test_a_part_that_is_not_there(place: int, of: int) -> None:
+    with pytest.raises(DataError, match="there is no part"):
+        examples(10).part(place, of)
+
+
+def test_too_many_parts() -> None:
+    filled = {int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") % 500 for name in "012"}
+    empty = min(set(range(500)) - filled)
+    with pytest.raises(DataError, match="too few for 500 parts"):
+        examples(3).part(empty, 500)

@@ -67,6 +67,7 @@ class Grid(BaseModel):
         sources: locales of the source experts.
         targets: locales to merge for; each gets its own expert too, as the reference "self".
         training: how experts are trained.
+        ids: of the training rows: `parallel`, the same for every expert, or `disjoint`, none seen by two.
         seeds: of the training: a pool for each; `training`'s own by default.
         selectors: by which sources are chosen; see `langmerge select --help`.
         k: numbers of sources; `all` for every one.
@@ -84,6 +85,7 @@ class Grid(BaseModel):
     sources: tuple[str, ...] = Field(min_length=2)
     targets: tuple[str, ...] = Field(min_length=1)
     training: Training = Training()
+    ids: Literal["parallel", "disjoint"] = "parallel"
     seeds: tuple[int, ...] = ()
     selectors: tuple[str, ...] = Field(("measured",), min_length=1)
     k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (5,)
@@ -142,7 +144,11 @@ class Grid(BaseModel):
     def trainings(self) -> tuple[Training, ...]:
         """One for each seed."""
         seeds = self.seeds or (self.training.seed,)
-        return tuple(self.training.model_copy(update={"seed": seed}) for seed in dict.fromkeys(seeds))
+        shared_out = self.locales if self.ids == "disjoint" else ()
+        return tuple(
+            self.training.model_copy(update={"seed": seed, "disjoint": shared_out})
+            for seed in dict.fromkeys(seeds)
+        )
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -165,7 +165,8 @@ def prepare(
 
 def pool_folder(grid: Grid, out: Path, seed: int) -> Path:
     """Where the experts of a seed are."""
-    return out / ("pool" if seed == grid.training.seed else f"pool-{seed}")
+    parts = ["pool", *(["disjoint"] if grid.ids == "disjoint" else ())]
+    return out / "-".join([*parts, *([str(seed)] if seed != grid.training.seed else ())])
 
 
 def _ground(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:

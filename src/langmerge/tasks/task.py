@@ -60,7 +60,26 @@ class Examples:
         """
         if n is None:
             return self
-        rows = drawn_rows(self.ids, n, of=f"{self.locale} {self.split}")
+        return self._rows(drawn_rows(self.ids, n, of=f"{self.locale} {self.split}"))
+
+    def part(self, place: int, of: int) -> "Examples":
+        """One of several parts of the rows, in file order, by id: rows with one id are in the same part in every locale.
+
+        Args:
+            place: of the part, from 0.
+            of: number of parts.
+
+        Raises:
+            DataError: there is no such part, or it has no rows.
+        """
+        if not 0 <= place < of:
+            raise DataError(f"there is no part {place} of {of}")
+        rows = [row for row, name in enumerate(self.ids) if int.from_bytes(_hash(name), "big") % of == place]
+        if not rows:
+            raise DataError(f"{self.locale} {self.split} has {len(self)} rows: too few for {of} parts")
+        return self._rows(rows)
+
+    def _rows(self, rows: list[int]) -> "Examples":
         return replace(
             self,
             ids=tuple(self.ids[row] for row in rows),
@@ -101,8 +120,12 @@ def drawn_rows(ids: Sequence[str], n: int, *, of: str) -> list[int]:
     """
     if n < 1:
         raise DataError(f"a limit of {n} rows leaves nothing of {of}: give 1 or more")
-    by_hash = sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode(), digest_size=8).digest())
+    by_hash = sorted(range(len(ids)), key=lambda row: _hash(ids[row]))
     return sorted(by_hash[:n])
+
+
+def _hash(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=8).digest()
 
 
 def available(locale: str, split: str, *, task: str, locales: Sequence[str]) -> tuple[str, str]:

@@ -41,6 +41,8 @@ class Training(BaseModel):
         batch_size: rows per optimiser step.
         seed: of the head, the order of rows and dropout.
         freeze_embeddings: leave the word embeddings as they are in the base.
+        disjoint: locales among which the ids of the training rows are shared out: no id is seen by two of their experts.
+            Empty: the same parallel ids for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,26 @@ class Training(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
     freeze_embeddings: bool = True
+    disjoint: tuple[str, ...] = ()
+
+    def rows(self, train: Examples) -> Examples:
+        """What of a locale's training rows is trained on.
+
+        Raises:
+            PoolError: the locale has no part.
+            DataError: its part is empty.
+        """
+        if self.disjoint and train.locale not in self.disjoint:
+            raise PoolError(
+                f"{train.locale} has no part of the training ids: they go to {', '.join(self.disjoint)}"
+            )
+        own = train.part(self.disjoint.index(train.locale), len(self.disjoint)) if self.disjoint else train
+        return own.limited(self.max_train)
+
+    def payload(self) -> dict[str, Any]:
+        """What decides an expert; what later versions have added is there only where it is used."""
+        said = self.model_dump()
+        return said if self.disjoint else {key: value for key, value in said.items() if key != "disjoint"}
 
 
 def train_pool(
@@ -79,7 +101,7 @@ def train_pool(
         LocaleError: the task has no such locale (found before anything is trained).
     """
     for locale in locales:
-        task.load(locale, "train")
+        training.rows(task.load(locale, "train"))
     pool = open_pool(root, base=base, task=task, seed=training.seed)
     for locale in locales:
         wanted = expert_signature(pool, task, locale, training)
@@ -103,7 +125,7 @@ def expert_signature(pool: Pool, task: Task, locale: str, training: Training) ->
             "task": task.name,
             "revision": task.revision,
             "locale": locale,
-            "training": training.model_dump(),
+            "training": training.payload(),
             "langmerge": __version__,
         }
     )
@@ -149,7 +171,7 @@ def _train_one(pool: Pool, task: Task, locale: str, training: Training, progress
     model, tokenizer = load_classifier(pool.base_folder), load_tokenizer(pool.base_folder)
     if not keeps_head(pool.base_folder, task.labels):
         raise PoolError(f"the base of pool {pool.root} has other labels than {task.name}: make the pool anew")
-    train = task.load(locale, "train").limited(training.max_train)
+    train = training.rows(task.load(locale, "train"))
     dev = task.load(locale, "dev").limited(training.max_dev)
 
     def encoded(examples: Examples) -> list[list[int]]:
