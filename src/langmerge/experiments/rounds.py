@@ -206,7 +206,9 @@ def _check_begun(root: Path, settings: RoundsSettings) -> None:
         Rounds(settings, "", None, (), ()).save(file)
         return
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        said = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        # An older file lacks what later versions have added: it was begun with the default.
+        kept = RoundsSettings.model_validate(said).model_dump(mode="json")
         other = [key for key in wanted if kept[key] != wanted[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise PoolError(f"{file} is no file of rounds: choose another folder") from None
