@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from langmerge.auto import RECORD, Evidence, Question, decide
 from langmerge.auto import pilot as pilot_module
+from langmerge.auto import run as run_module
 from langmerge.auto.pilot import Pilot
 from langmerge.checkpoint import folder_signature
 from langmerge.errors import LangmergeError, OutputError
@@ -176,6 +177,28 @@ def test_the_same_question_has_the_same_answer_and_is_in_the_store(
     different = decide(question(pool, task, rows=20), tmp_path / "less")
     assert different.record["signature"] != one.record["signature"]
     assert different.record["rungs"][-1]["rows"] == 20
+
+
+def test_what_an_interrupted_question_left_serves_no_other(
+    pool: Pool, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its merge was written; asked again with other sources, the merge is another."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    asked = question(pool, task, labels="none", evidence=SURE, statistics=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            decide(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / ".out.auto").glob("*/wudi/model.safetensors"))) == 1
+    other = decide(replace(asked, k=2), tmp_path / "out")
+    clean = decide(replace(asked, k=2), tmp_path / "clean")
+    assert other.record["model"] == clean.record["model"]
+    assert len(other.sources) == 2
+    assert not (tmp_path / ".out.auto").exists()
 
 
 def test_what_is_there_is_not_replaced(pool: Pool, task: Task, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from langmerge import __version__
 from langmerge.auto.decision import Judged, Rung, halved, judged
 from langmerge.auto.evidence import MEASURED, Evidence
 from langmerge.auto.options import Option, coefficients, options
@@ -104,7 +105,7 @@ class Pilot:
     """
 
     def __init__(self, question: Question, work: Path, progress: Progress = silent) -> None:
-        self.question, self.work, self.progress = question, work, progress
+        self.question, self.progress = question, progress
         self.seconds: dict[str, float] = {}
         self.evidence = MEASURED[question.mode] if question.evidence is None else question.evidence
         self._resident = ResidentClassifier(question.pool)
@@ -119,6 +120,22 @@ class Pilot:
         if len(self.sources) < 2:
             found = [one for one in found if one.method is None]
         self.options: dict[str, Option] = {one.name: one for one in found}
+        # What another question has left there is not taken for this one's.
+        self.work = work / signature(self.inputs)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What decides the decision."""
+        asked = self.question
+        return {
+            "base": folder_signature(asked.pool.base_folder),
+            "sources": {one: folder_signature(asked.pool.expert(one)) for one in self.sources},
+            "task": asked.task.name, "revision": asked.task.revision, "target": asked.target, "mode": asked.mode,
+            "labels": asked.labels, "rows": asked.rows if asked.labels == "dev" else 0, "selector": asked.selector,
+            "statistics": asked.statistics, "text": asked.text.signature if asked.text is not None else None,
+            "refinement": asked.refinement.model_dump() if asked.text is not None else None,
+            "evidence": {name: asdict(one) for name, one in self.evidence.items()}, "langmerge": __version__,
+        }  # fmt: skip
 
     def _chosen_sources(self) -> tuple[str, ...]:
         asked, own = self.question, self.question.mode == "IncTar"

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from langmerge import __version__
 from langmerge.auto.decision import MARGIN, Judged, Rung, simplest_best
 from langmerge.auto.pilot import Pilot, Question
 from langmerge.checkpoint import check_output, check_outside, folder_signature, new_folder
@@ -67,7 +66,8 @@ def decide(
     pool = question.pool
     check_output(out, overwrite=overwrite)
     check_outside(out, [pool.base_folder, *(pool.expert(one) for one in pool.locales)])
-    pilot = Pilot(question, out.with_name(f".{out.name}.auto"), progress)
+    work = out.with_name(f".{out.name}.auto")
+    pilot = Pilot(question, work, progress)
     rungs = pilot.merges()
     last = list(rungs[-1].judged)
     chosen = simplest_best(last)
@@ -83,7 +83,7 @@ def decide(
             json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         (folder / "README.md").write_text(_card(record), encoding="utf-8")
-    shutil.rmtree(pilot.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     if store is not None:
         store.decide(
             record["signature"], target=question.target, mode=question.mode, labels=question.labels,
@@ -101,16 +101,7 @@ def _record(
     made: Path,
     reasons: Sequence[str],
 ) -> dict[str, Any]:
-    asked = pilot.question
-    inputs = {
-        "base": folder_signature(asked.pool.base_folder),
-        "sources": {one: folder_signature(asked.pool.expert(one)) for one in pilot.sources},
-        "task": asked.task.name, "revision": asked.task.revision, "target": asked.target, "mode": asked.mode,
-        "labels": asked.labels, "rows": asked.rows if asked.labels == "dev" else 0, "selector": asked.selector,
-        "text": asked.text.signature if asked.text is not None else None,
-        "refinement": asked.refinement.model_dump() if asked.text is not None else None,
-        "evidence": {name: asdict(one) for name, one in pilot.evidence.items()}, "langmerge": __version__,
-    }  # fmt: skip
+    asked, inputs = pilot.question, pilot.inputs
     return {
         "format": FORMAT, "signature": signature(inputs), **inputs, "choice": chosen.name,
         "what": pilot.options[chosen.name].what, "sources_chosen": list(pilot.of(chosen.name)),
