@@ -235,3 +235,9 @@ def test_a_grid_that_cannot_be(tmp_path: Path, change: dict[str, Any], fault: st
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**fields, **change}))
     with pytest.raises(RecipeError, match=fault):
         Grid.load(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize("name", ["massive", "published-selection", "published-methods"])
+def test_the_examples_are_grids(name: str) -> None:
+    read = Grid.load(Path(__file__).parents[2] / "examples" / f"{name}.yaml")
+    assert len(places(read)) > 100
