@@ -283,3 +283,11 @@ def test_causal_adapters_learn(causal: Path, task: str, tmp_path: Path, kind: st
     assert losses[-1] < losses[0]
     assert record["training"]["score"] == "− dev loss, nats"
     assert bench.trained(f"{start}{task}", "en-US").is_dir()
+
+
+def test_rates_by_kind_and_task() -> None:
+    """A language adapter at the rate of a task adapter loses the encoder (docs/results.md)."""
+    plain = AdapterTraining()
+    assert (plain.rate("massive:intent"), plain.rate("mlm:massive:intent")) == (2e-3, 3e-4)
+    assert AdapterTraining(lr=1e-3).rate("mlm:massive:intent") == 1e-3
+    assert AdapterTraining(shape=AdapterShape(kind="ia3")).rate("mlm:massive:intent") == 1e-2

@@ -56,7 +56,11 @@ def train(
     max_dev: Annotated[int, typer.Option(min=1, help="Dev rows for early stopping.")] = 500,
     lr: Annotated[
         float | None,
-        typer.Option(min=1e-12, help="Peak learning rate of the adapter.", show_default="0.002, 0.01, 0.01"),
+        typer.Option(
+            min=1e-12,
+            help="Peak learning rate of the adapter.",
+            show_default="lora 0.002, of mlm: 0.0003; ia3 0.01, prefix 0.03",
+        ),
     ] = None,
     head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,

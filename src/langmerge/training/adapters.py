@@ -45,8 +45,11 @@ causal language model goes on with."""
 
 SLOTS = "massive:slots"
 
-RATES = {"lora": 2e-3, "ia3": 1e-2, "prefix": 1e-2}
-"""Peak learning rates of adapters, by kind."""
+RATES = {"lora": 2e-3, "ia3": 1e-2, "prefix": 3e-2}
+"""Peak learning rates of adapters, by kind. A prefix at 1e-2 or 1e-1 learns half as much in three epochs."""
+
+LANGUAGE_RATES = {"lora": 3e-4}
+"""The same for masked language modelling, where another is known to be better: at 2e-3 the encoder is lost (docs/results.md)."""
 
 
 class AdapterTraining(BaseModel):
@@ -57,7 +60,7 @@ class AdapterTraining(BaseModel):
         epochs: most passes.
         max_train: most training rows per locale (the same parallel ids for every locale); None takes all.
         max_dev: most dev rows to choose the epoch by.
-        lr: peak learning rate of the adapter; that of `RATES` by default.
+        lr: peak learning rate of the adapter; that of `RATES` and `LANGUAGE_RATES` by default.
         head_lr: peak learning rate of the head.
         batch_size: rows in a step.
         seed: of the adapter's draw, the order of rows and dropout.
@@ -81,10 +84,12 @@ class AdapterTraining(BaseModel):
     prompt: str = "{text}\nlabel: "
     on: str | None = None
 
-    @property
-    def rate(self) -> float:
-        """The adapter's peak learning rate."""
-        return RATES[self.shape.kind] if self.lr is None else self.lr
+    def rate(self, task: str) -> float:
+        """The adapter's peak learning rate for a task."""
+        if self.lr is not None:
+            return self.lr
+        kind = self.shape.kind
+        return LANGUAGE_RATES.get(kind, RATES[kind]) if form_of(task)[0] == "masked" else RATES[kind]
 
     def draw(self, task: str, locale: str) -> int:
         """The seed of one adapter's draw."""
@@ -216,7 +221,7 @@ def train_adapters(
         own = signature(
             {
                 "pretrained": bench.pretrained, "task": task, "revision": loaded.revision, "locale": locale,
-                "training": {**training.model_dump(), "lr": training.rate}, "langmerge": __version__,
+                "training": {**training.model_dump(), "lr": training.rate(task)}, "langmerge": __version__,
                 "on": training.on and open_parsed(bench.trained(training.on, locale)).signature(),
             }
         )  # fmt: skip
@@ -253,7 +258,7 @@ def _train_one(
     record = {
         "format": FORMAT, "langmerge": __version__, "how": "train", "kind": training.shape.kind, "task": task,
         "locale": locale, "on": training.on, "labels": list(loaded.labels) if form in ("classifier", "tokens") else None,
-        "pretrained": bench.pretrained, "signature": own, "settings": {**training.model_dump(), "lr": training.rate},
+        "pretrained": bench.pretrained, "signature": own, "settings": {**training.model_dump(), "lr": training.rate(task)},
         "training": went, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     with new_folder(bench.adapter(task, locale, on=training.on), overwrite=True) as folder:
@@ -275,7 +280,7 @@ def _fitted(
 ) -> dict[str, Any]:
     """Train by what the task asks for; scores are dev accuracy, span F1, or a loss with the sign turned."""
     pace = Pace(
-        epochs=training.epochs, lr=training.rate, head_lr=training.head_lr, batch_size=training.batch_size,
+        epochs=training.epochs, lr=training.rate(task), head_lr=training.head_lr, batch_size=training.batch_size,
         seed=training.seed,
     )  # fmt: skip
     if isinstance(loaded, SlotTask):
@@ -305,7 +310,7 @@ def _fitted(
         }
     found = train_expert(
         model, encode(tokenizer, rows[0].texts), rows[0].labels, encode(tokenizer, rows[1].texts), rows[1].labels,
-        epochs=training.epochs, lr=training.rate, head_lr=training.head_lr, batch_size=training.batch_size,
+        epochs=training.epochs, lr=training.rate(task), head_lr=training.head_lr, batch_size=training.batch_size,
         seed=training.seed, progress=progress,
     )  # fmt: skip
     return {
