@@ -10,6 +10,7 @@ DEMO_GRID = Grid.model_validate(
         "targets": ["sw-KE", "cy-GB"],
         "training": {"epochs": 8, "batch_size": 16},
         "k": [3, "all"],
+        "ensembles": ["soft_vote"],
         "methods": [
             {"method": "linear"},
             {"method": "linear", "weights": "softmax"},
