@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from langmerge.errors import InputError
+from langmerge.errors import InputError, OutputError
 from langmerge.experiments.standing import compare, export, lines
 from langmerge.results.records import Cell, Outcome, Run, Scored
 from langmerge.results.study import Difference
@@ -136,6 +136,15 @@ def test_an_export_has_a_row_for_every_cell(tmp_path: Path, ending: str) -> None
     first = table[table["name"] == "ties"].iloc[0]
     assert (first["test"], first["dev"], first["gain_points"], first["k"]) == (0.5, 0.65, 9.0, 2)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_export_replaces_nothing_unasked(tmp_path: Path) -> None:
+    (tmp_path / "paper.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"paper\.tex exists"):
+        export(cells(), tmp_path / "paper.tex")
+    assert (tmp_path / "paper.tex").read_text() == "mine"
+    export(cells(), tmp_path / "paper.tex", overwrite=True)
+    assert (tmp_path / "paper.tex").read_text() != "mine"
 
 
 def test_an_export_to_something_else(tmp_path: Path) -> None:

@@ -211,6 +211,18 @@ def test_a_store_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "text").read_text().startswith("this is no database")
 
 
+def test_a_database_of_something_else_stays_as_it_is(place: str) -> None:
+    if "://" not in place:
+        Path(place).parent.mkdir()
+    engine = sa.create_engine(store_url(place))
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE mine (x INTEGER)"))
+    with pytest.raises(StoreError, match="a database of something else: it has tables mine; name another"):
+        Store(place)
+    assert sa.inspect(engine).get_table_names() == ["mine"]
+    engine.dispose()
+
+
 def test_a_password_is_not_shown() -> None:
     with pytest.raises(StoreError) as found:
         Store("postgresql://me:secret@127.0.0.1:1/none")

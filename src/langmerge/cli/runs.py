@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from langmerge.cli.console import print_table, say, show
-from langmerge.cli.options import Json
+from langmerge.cli.options import Json, Overwrite
 from langmerge.errors import InputError
 
 Place = Annotated[
@@ -106,11 +106,12 @@ def export(
     target: Target = None,
     mode: Mode = None,
     sweep: SweepName = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Every cell that is done, one row each."""
+    """Every cell that is done, one row each; as .tex a table of methods × targets."""
     from langmerge.experiments.standing import export as run
 
-    rows = run(_outcomes(store, target, mode, sweep), out)
+    rows = run(_outcomes(store, target, mode, sweep), out, overwrite=overwrite)
     say(f"{rows} rows written to {out}")
 
 

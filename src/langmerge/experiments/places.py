@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from langmerge import __version__
 from langmerge.experiments.grid import Grid, MethodChoice
 from langmerge.methods import spec_of
 from langmerge.results import signature
@@ -92,7 +93,7 @@ def cell_of(place: Place, ground: Mapping[str, Any], *, seed: int, columns: Sequ
         seed: of the experts' training.
         columns: of the transfer matrix.
     """
-    own = {"cells": CELLS, "place": place.payload(), "ground": dict(ground)}
+    own = {"cells": CELLS, "langmerge": __version__, "place": place.payload(), "ground": dict(ground)}
     if place.selector in FROM_COLUMNS:
         own["columns"] = sorted(columns)
     return Cell(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from langmerge.errors import InputError, MissingExtraError
+from langmerge.errors import InputError, MissingExtraError, OutputError
 from langmerge.experiments.study import row_of
 from langmerge.files import replaced
 from langmerge.results.records import Cell, Outcome
@@ -170,15 +170,18 @@ def _named(outcomes: Sequence[Outcome], name: str, mode: str | None) -> list[Out
     return found
 
 
-def export(outcomes: Sequence[Outcome], path: Path) -> int:
+def export(outcomes: Sequence[Outcome], path: Path, *, overwrite: bool = False) -> int:
     """What is done, as CSV or Parquet (a row for every cell) or as a LaTeX table (methods × targets); gives the cells' number.
 
     Raises:
         InputError: another ending.
+        OutputError: the file exists, and is not to be replaced.
         MissingExtraError: pandas is not installed.
     """
     if path.suffix not in FORMATS:
         raise InputError(f"{path} ends with {path.suffix or 'nothing'}: give one of {', '.join(FORMATS)}")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: choose another place, or say --overwrite")
     try:
         import pandas as pd
     except ModuleNotFoundError as error:

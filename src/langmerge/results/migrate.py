@@ -25,7 +25,7 @@ def upgrade(engine: sa.Engine, name: str) -> None:
     """Do what is missing, in one transaction.
 
     Raises:
-        StoreError: the tables were made by a newer version.
+        StoreError: the tables were made by a newer version, or are something else's.
     """
     config = configuration()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -37,6 +37,10 @@ def upgrade(engine: sa.Engine, name: str) -> None:
         if found is not None and found not in known:
             raise StoreError(
                 f"store {name} has tables of version {found}, made by a newer langmerge: update langmerge"
+            )
+        if found is None and (others := sorted(set(sa.inspect(connection).get_table_names()))):
+            raise StoreError(
+                f"{name} is a database of something else: it has tables {', '.join(others[:5])}; name another place"
             )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
