@@ -14,7 +14,7 @@ from langmerge.auto import pilot as pilot_module
 from langmerge.auto import run as run_module
 from langmerge.auto.pilot import Pilot
 from langmerge.checkpoint import folder_signature
-from langmerge.errors import LangmergeError, OutputError
+from langmerge.errors import OutputError
 from langmerge.evaluate import evaluate_model
 from langmerge.models import load_classifier
 from langmerge.pool import Pool
@@ -250,4 +250,3 @@ def test_what_cannot_be_is_one_line(
     assert said in ran.err
     assert len(ran.err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    assert issubclass(OutputError, LangmergeError)

@@ -83,6 +83,10 @@ def test_experts_of_another_seed_are_others(found: Swept) -> None:
 def test_the_same_sources_are_merged_once(found: Swept, store: Store) -> None:
     """Two selectors may choose the same sources: two cells, one run."""
     merges = store.outcomes(kind="merge", seed=0)
+    sets = {one.cell.name: one.run.sources for one in merges if one.run}
+    assert any(sets[name] == sets[f"{name}, by strength"] for name in sets if ", by" not in name), (
+        "no case of it"
+    )
     by_sources = {(one.run.sources, one.cell.name.split(",")[0]): one.run for one in merges if one.run}
     for one in merges:
         assert one.run is not None

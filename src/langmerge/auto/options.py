@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from langmerge.coefficients import Coefficients
-
-Needs = Literal["nothing", "text"]
 
 OWN = 0.9
 """Share of the target's own expert in an IncTar merge: with less of it everything measured so far loses."""

@@ -26,6 +26,7 @@ from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
+from langmerge.selection import FROM_MATRIX
 from langmerge.similarities import PoolSelectors
 from langmerge.tasks import Task, Unlabelled, task_text
 from langmerge.training import Refinement, refine_folder
@@ -34,9 +35,6 @@ Labels = Literal["dev", "none"]
 
 LOOKED_AT = 512
 """Unlabelled texts on which a merge must still say what its sources say."""
-
-NEED_MATRIX = ("strength", "composite")
-"""Selectors that read the pool's dev matrix: of other locales, whose labels may be looked at."""
 
 ALLOWED = 0.15
 """By how much less than the best single expert a merge may agree with the sources' vote: beyond, it is broken."""
@@ -146,7 +144,7 @@ class Pilot:
         if asked.selector == "measured":
             # On the rows that may be looked at; the pool's own matrix stays as it is.
             wish = replace(wish, by="manual", scores=self._measured())
-        elif asked.selector in NEED_MATRIX and not (asked.pool.root / "transfer.dev.json").exists():
+        elif asked.selector in FROM_MATRIX and not (asked.pool.root / "transfer.dev.json").exists():
             transfer_matrix(self.evaluator(None), split="dev", data=asked.data, progress=self.progress)
         return choose(selectors, wish).selection.sources
 

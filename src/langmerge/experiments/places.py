@@ -10,12 +10,10 @@ from langmerge.methods import spec_of
 from langmerge.results import signature
 from langmerge.results.records import Cell
 from langmerge.results.study import KINDS, Kind
+from langmerge.selection import FROM_MATRIX
 
 CELLS = 1
 """Number of the way in which cells are filled: a change that changes none of their numbers leaves done ones valid."""
-
-FROM_COLUMNS = ("strength", "composite")
-"""Selectors that look at other locales' columns of the transfer matrix."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def cell_of(place: Place, ground: Mapping[str, Any], *, seed: int, columns: Sequ
         columns: of the transfer matrix.
     """
     own = {"cells": CELLS, "langmerge": __version__, "place": place.payload(), "ground": dict(ground)}
-    if place.selector in FROM_COLUMNS:
+    if place.selector in FROM_MATRIX:
         own["columns"] = sorted(columns)
     return Cell(
         signature(own), place.kind, place.target, place.mode, place.selector, place.k, place.name, seed

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ def run_sweep(
     """
     begun = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    kept = store if store is not None else Store(out / STORE)
-    with _alone(out), started(workers.executor, workers.address):
+    opened = nullcontext(store) if store is not None else Store(out / STORE)
+    with opened as kept, _alone(out), started(workers.executor, workers.address):
         grounds = prepare(grid, out, data=data, workers=workers, progress=progress)
         works = planned(grid, grounds)
         sweep = _sweep(grid, name, grounds, works)
@@ -113,8 +113,8 @@ def run_sweep(
             ):  # fmt: skip
                 kept.record(outcome)
                 advance(1)
-    seconds = time.monotonic() - begun
-    return swept(kept, sweep, found=len(works) - len(todo), filled=len(todo), seconds=seconds)
+        seconds = time.monotonic() - begun
+        return swept(kept, sweep, found=len(works) - len(todo), filled=len(todo), seconds=seconds)
 
 
 def swept(store: Store, sweep: Sweep, *, found: int, filled: int, seconds: float) -> Swept:

@@ -3,6 +3,7 @@
 from langmerge.selection.joint import Step, best_prefix, diverse, greedy, soft_vote_accuracy, votes
 from langmerge.selection.matrix import TransferMatrix
 from langmerge.selection.select import (
+    FROM_MATRIX,
     SELECTORS,
     Selection,
     check_selector,
@@ -26,6 +27,7 @@ from langmerge.selection.weights import WEIGHTINGS, sinkhorn, source_weights
 
 __all__ = [
     "FEATURE_SETS",
+    "FROM_MATRIX",
     "SELECTORS",
     "WEIGHTINGS",
     "Selection",

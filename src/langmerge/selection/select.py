@@ -17,6 +17,9 @@ SELECTORS = (
 )  # fmt: skip
 """What sources can be scored by."""
 
+FROM_MATRIX = ("strength", "composite")
+"""Selectors that look at other locales' columns of the dev transfer matrix."""
+
 TEMPERATURES = {"strength": 0.02, "composite": 1.0}
 """Where the scores are no accuracies or cosines in [0, 1], for which 0.1 is usual: excess accuracy, and z."""
 
