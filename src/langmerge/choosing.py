@@ -44,6 +44,7 @@ class Wish:
         joint: `rank`, `greedy` or `diverse`.
         trade: of `diverse`.
         scores: of `manual`.
+        own: IncTar: share of the target's own expert; by `weights` like the others if None.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Wish:
     joint: str = "rank"
     trade: float = 0.5
     scores: Mapping[str, float] | None = None
+    own: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def choose(selectors: PoolSelectors, wish: Wish) -> Choice:
             include_target=wish.include_target,
             weights=wish.weights,
             temperature=wish.temperature,
+            own=wish.own,
         )
         return Choice(wish, matrix, chosen)
     column = matrix.column(wish.target)
@@ -180,6 +183,7 @@ def choose(selectors: PoolSelectors, wish: Wish) -> Choice:
         temperature=wish.temperature,
         include_target=wish.include_target,
         joint=wish.joint if wish.joint != "rank" else "rank, k chosen by the soft vote",
+        own=wish.own,
     )
     return Choice(wish, matrix, made)
 

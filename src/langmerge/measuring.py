@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from langmerge import __version__
-from langmerge.checkpoint import Checkpoint, checkpoint_signature, open_checkpoint
-from langmerge.coefficients import Coefficients
+from langmerge.checkpoint import Checkpoint, checkpoint_signature, folder_signature, open_checkpoint
+from langmerge.coefficients import Coefficients, group_of
 from langmerge.engine.statistics import open_statistics, write_statistics
 from langmerge.errors import CheckpointError, InputError, OutputError
 from langmerge.files import replace_text
@@ -133,6 +133,7 @@ def measure_grams(
     out: Path,
     *,
     plus: bool = False,
+    head_only: bool = False,
     parameters: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -145,15 +146,19 @@ def measure_grams(
         wanted: sources and text.
         out: a folder; gets `<source>.safetensors` and `recipe.yaml`.
         plus: RegMean++: inputs that come through the merged layers before.
+        head_only: of the head's inputs alone, for recipes that say `head: regmean`: less than a megabyte a source.
         parameters: of `regmean`, for the recipe and for what `plus` merges on the way.
         overwrite: replace statistics that were made in another way.
         progress: told of sources and texts.
 
     Raises:
-        InputError, OutputError, CheckpointError, MethodError: as for `measure_fishers`; a wrong parameter.
+        InputError, OutputError, CheckpointError, MethodError: as for `measure_fishers`; a wrong parameter; `plus` of
+            the head alone.
     """
+    if plus and head_only:
+        raise InputError("RegMean++ goes through every layer: leave out the head alone, or plus")
     given = dict(parameters or {})
-    settings: dict[str, Any] = {"made": "grams", "plus": plus}
+    settings: dict[str, Any] = {"made": "grams", "plus": plus, **({"head_only": True} if head_only else {})}
     own = checked_parameters("regmean", given)
     if plus:
         settings |= _what_decides_a_merge(pool, wanted, own)
@@ -176,13 +181,39 @@ def measure_grams(
             made.update(made or together())
             one = made[source]
         else:
-            one = input_grams(load_classifier(checkpoint.folder), work.encoded(source), progress=progress)
+            only = _is_head if head_only else _is_any
+            one = input_grams(
+                load_classifier(checkpoint.folder), work.encoded(source), only=only, progress=progress
+            )
         return one.tensors, one.shared, {"tokens": one.tokens}
 
     work.each("grams", measure, progress)
     made.clear()
     shutil.rmtree(layers, ignore_errors=True)
-    return work.finished("regmean", given, {"head": "regmean"})
+    return work.finished("linear" if head_only else "regmean", given, {"head": "regmean"})
+
+
+def head_statistics(pool: Pool, task: Task, sources: Sequence[str], target: str) -> dict[str, Path]:
+    """The head's Gram of every source on the target's text, for `head: regmean`; kept in the pool for the next merge.
+
+    Raises:
+        InputError, OutputError, CheckpointError: as for `measure_grams`.
+    """
+    found = {}
+    for source in sources:
+        # By the expert's contents: one that is trained anew is another.
+        kept = pool.root / "statistics" / target / folder_signature(pool.expert(source))
+        one = Measurement(Coefficients.uniform([source], target=target), target)
+        found[source] = measure_grams(pool, task, one, kept, head_only=True).files[source]
+    return found
+
+
+def _is_head(name: str) -> bool:
+    return group_of(name) == "head"
+
+
+def _is_any(_: str) -> bool:
+    return True
 
 
 def _what_decides_a_merge(pool: Pool, wanted: Measurement, parameters: Mapping[str, Any]) -> dict[str, Any]:

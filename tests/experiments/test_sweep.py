@@ -1,5 +1,6 @@
 """Sweeps: what is planned, what a fault costs, what a second call does, and that it does not matter who works."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -245,3 +246,92 @@ def test_a_grid_that_cannot_be(tmp_path: Path, change: dict[str, Any], fault: st
 def test_the_examples_are_grids(name: str) -> None:
     read = Grid.load(Path(__file__).parents[2] / "examples" / f"{name}.yaml")
     assert len(places(read)) > 100
+
+
+@pytest.fixture(scope="module")
+def wide(place: Path) -> tuple[Swept, list[Outcome]]:
+    """A sweep with joint models, a share for the target's own expert and heads by RegMean, over the pool of seed 0."""
+    methods = [
+        {"method": "linear", "own": 0.9},
+        {"method": "wudi", "head": "regmean", "modes": ["ExcTar"]},
+        {"method": "wudi", "own": 0.9, "modes": ["IncTar"]},
+    ]
+    changes = {
+        "seeds": [0], "selectors": ["measured"], "modes": ["ExcTar", "IncTar"], "methods": methods, "ensembles": ["soft_vote"],
+        "references": ["best_zero_shot", "self"], "joint": {"epochs": 2, "batch_size": 8, "lr": 5e-3, "head_lr": 2e-2},
+    }  # fmt: skip
+    swept = run_sweep(grid(place, **changes), place / "out", store=Store(place / "wide.sqlite"))
+    with Store(place / "wide.sqlite") as opened:
+        return swept, opened.outcomes(swept.sweep.signature)
+
+
+def test_a_share_belongs_to_the_target_where_it_is_a_source_and_a_method_to_its_modes(
+    wide: tuple[Swept, list[Outcome]],
+) -> None:
+    swept, outcomes = wide
+    assert swept.failed == ()
+    merges = {(one.cell.mode, one.cell.name): one for one in outcomes if one.cell.kind == "merge"}
+    assert set(merges) == {
+        ("ExcTar", "linear"), ("ExcTar", "wudi(head=regmean)"),
+        ("IncTar", "linear(own=0.9)"), ("IncTar", "wudi(own=0.9)"),
+    }  # fmt: skip
+    own = merges["IncTar", "wudi(own=0.9)"].run
+    plain = merges["ExcTar", "linear"].run
+    assert own is not None
+    assert plain is not None
+    assert own.coefficients["model"]["sw-KE"] == 0.9
+    assert sum(own.coefficients["model"].values()) == pytest.approx(1)
+    assert set(plain.coefficients["model"].values()) == {0.5}
+    assert {one.cell.kind for one in outcomes} == {
+        "best_zero_shot", "self", "source_mean", "soft_vote", "joint", "merge",
+    }  # fmt: skip
+
+
+def test_a_joint_model_has_seen_its_sources_and_not_the_target(
+    wide: tuple[Swept, list[Outcome]], place: Path
+) -> None:
+    _, outcomes = wide
+    joint = {one.cell.mode: one for one in outcomes if one.cell.kind == "joint"}
+    apart, along = joint["ExcTar"].run, joint["IncTar"].run
+    assert apart is not None
+    assert along is not None
+    assert "sw-KE" not in apart.sources
+    assert "sw-KE" in along.sources
+    records = [
+        json.loads(file.read_text())
+        for file in (place / "out" / "pool" / "joint").glob("*/langmerge_joint.json")
+    ]
+    assert sorted(tuple(one["locales"]) for one in records) == sorted(
+        tuple(sorted(run.sources)) for run in (apart, along)
+    )
+    # 48 rows of each of the two.
+    assert {one["settings"]["train_rows"] for one in records} == {96}
+    assert joint["ExcTar"].gain is not None
+    assert joint["ExcTar"].effect is not None
+    assert apart.signature != along.signature
+
+
+def test_how_joint_models_are_trained_decides_their_cells_alone(place: Path) -> None:
+    def cells(epochs: int) -> dict[str, str]:
+        asked = grid(place, seeds=[0], joint={"epochs": epochs})
+        grounds = [module._ground(asked, place / "out", 0, None)]
+        return {work.place.kind: work.cell.signature for work in module.planned(asked, grounds)}
+
+    one, other = cells(1), cells(2)
+    assert {kind for kind in one if one[kind] != other[kind]} == {"joint"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"references": ["soft_vote"]}, "is no single expert"),
+        ({"methods": [{"method": "linear", "own": 1.5}]}, "less than or equal to 1"),
+        ({"methods": [{"method": "linear", "own": 0.5, "modes": ["ExcTar"]}]}, "own is for IncTar"),
+        ({"methods": [{"method": "linear", "head": "source:de-DE"}]}, "'merge', 'mean', 'base' or 'regmean'"),
+    ],
+)
+def test_a_grid_says_what_is_wrong_with_references_and_shares(
+    place: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        grid(place, **changes)

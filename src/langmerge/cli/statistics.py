@@ -95,6 +95,12 @@ def gram(
             help="RegMean++: inputs of each source's layer come through the merged layers before it.",
         ),
     ] = False,
+    head_only: Annotated[
+        bool,
+        typer.Option(
+            "--head-only", help="The head's Gram alone, for a recipe's head: regmean (small files)."
+        ),
+    ] = False,
     parameters: Parameters = None,
     data: Data = None,
     overwrite: Overwrite = False,
@@ -113,6 +119,7 @@ def gram(
         wanted,
         out,
         plus=plus,
+        head_only=head_only,
         parameters=parameter_values(parameters),
         overwrite=overwrite,
         progress=bars,

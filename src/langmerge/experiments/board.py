@@ -3,15 +3,18 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
 from langmerge.evaluate import PoolEvaluator, score
 from langmerge.experiments.candidates import Candidate, CandidateScorer
 from langmerge.experiments.places import Place
+from langmerge.models import load_classifier
 from langmerge.results import Logits, signature
 from langmerge.results.ensembles import ENSEMBLES
 from langmerge.results.records import Cell, Outcome, Run, Scored
@@ -19,6 +22,7 @@ from langmerge.results.study import Difference
 from langmerge.selection import Selection, TransferMatrix
 from langmerge.similarities import PoolSelectors
 from langmerge.tasks import mean_interval, paired_difference
+from langmerge.training import Training, joint_model
 
 SPLITS = ("dev", "test")
 """Choices look at the first; the second is reported."""
@@ -49,6 +53,7 @@ class TargetBoard:
         seed: of the experts' training, stated in every run.
         scorer: of merges.
         data: where the task's data is.
+        joint: how one model is trained on the data of several sources.
     """
 
     def __init__(
@@ -60,7 +65,9 @@ class TargetBoard:
         seed: int,
         scorer: CandidateScorer,
         data: Path | None = None,
+        joint: Training | None = None,
     ) -> None:
+        self.joint = joint
         self.evaluator, self.matrix, self.target, self.seed, self.scorer = (
             evaluator, matrix, target, seed, scorer,
         )  # fmt: skip
@@ -89,6 +96,8 @@ class TargetBoard:
             return self._vote(place)
         if place.kind == "source_mean":
             return self._mean(place)
+        if place.kind == "joint":
+            return self._joint(place)
         single: Mapping[str, Callable[[], str]] = {
             "best_zero_shot": lambda: self.best_source,
             "best_in_hindsight": self._hindsight,
@@ -126,6 +135,7 @@ class TargetBoard:
         wish = Wish(
             self.target, place.selector or "measured", place.k, place.mode == "IncTar", weights,
             choice.temperature if choice is not None and weights in ("softmax", "sinkhorn") else None,
+            own=choice.own if choice is not None else None,
         )  # fmt: skip
         return choose(self._selectors, wish).selection
 
@@ -155,6 +165,22 @@ class TargetBoard:
             made = signature([place.kind, weights, [member.signature for member in members]])
             own[split] = Logits(made, members[0].ids, members[0].labels, vote(members, weights))
         return self._run(place.what, chosen.sources, own)
+
+    def _joint(self, place: Place) -> Found:
+        """What one would train with the sources' data in hand; none of the target's, unless it is a source."""
+        if self.joint is None:
+            raise ValueError("a joint model without a training")
+        sources = self.selection(place).sources
+        # The same set in another order is the same data.
+        folder = joint_model(self.evaluator.pool, self.evaluator.task, sorted(sources), self.joint)
+        own_signature = folder_signature(folder)
+        model = cache(partial(load_classifier, folder))
+        kept = {split: self.evaluator.kept(f"joint/{own_signature}", self.target, split) for split in SPLITS}
+        own = {
+            split: self.evaluator.logits(model, own_signature, self.target, split, kept=kept[split])
+            for split in SPLITS
+        }
+        return self._run(place.what, sources, own, kept=kept)
 
     def _expert(self, expert: str) -> Found:
         own = {split: self.evaluator.cell(expert, self.target, split) for split in SPLITS}

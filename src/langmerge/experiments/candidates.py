@@ -6,6 +6,7 @@ from pathlib import Path
 from langmerge.engine import Plan, make_plan, recipe_payload
 from langmerge.evaluate import PoolEvaluator
 from langmerge.experiments.grid import MethodChoice
+from langmerge.measuring import head_statistics
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, signature
 from langmerge.scoring import ResidentClassifier
@@ -51,6 +52,14 @@ class CandidateScorer:
             parameters=candidate.choice.parameters,
             coefficients=candidate.selection.coefficients,
             target=candidate.target,
+            head=candidate.choice.head,
+            statistics=self._head_statistics(candidate) if candidate.choice.head == "regmean" else {},
+        )
+
+    def _head_statistics(self, candidate: Candidate) -> dict[str, Path]:
+        """The head's Gram of each source on the target's text; kept in the pool, by expert."""
+        return head_statistics(
+            self._evaluator.pool, self._evaluator.task, candidate.selection.sources, candidate.target
         )
 
     def logits(self, candidate: Candidate, split: str) -> Logits:

@@ -16,6 +16,7 @@ from langmerge.pool import Pool
 from langmerge.results.records import Cell, Outcome
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import load_task
+from langmerge.training import Training
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Ground:
         limit: at most so many dev rows.
         seed: of the experts' training.
         state: of experts and matrix: what a process has read of another state is not taken for this one's.
+        joint: how one model is trained on the data of several sources.
     """
 
     root: Path
@@ -37,6 +39,7 @@ class Ground:
     limit: int | None
     seed: int
     state: str
+    joint: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Desk:
             matrix = TransferMatrix.load(self.evaluator.pool.root / "transfer.dev.json")
             self._boards[target] = TargetBoard(
                 self.evaluator, matrix.among({*self.ground.sources, target}), target,
-                seed=self.ground.seed, scorer=self.scorer, data=self.ground.data,
+                seed=self.ground.seed, scorer=self.scorer, data=self.ground.data, joint=self.ground.joint,
             )  # fmt: skip
         return self._boards[target]
 

@@ -12,8 +12,11 @@ from langmerge.errors import LangmergeError, RecipeError
 from langmerge.locales import canonical_locale
 from langmerge.methods import checked_parameters
 from langmerge.results.ensembles import ENSEMBLES
+from langmerge.results.study import SINGLE_EXPERTS, Kind
 from langmerge.selection import WEIGHTINGS, check_selector
 from langmerge.training import Training
+
+Mode = Literal["ExcTar", "IncTar"]
 
 
 class MethodChoice(BaseModel):
@@ -25,6 +28,9 @@ class MethodChoice(BaseModel):
         vary: parameter → values, of which every combination is tried.
         weights: how a selection's scores become coefficients.
         temperature: of softmax.
+        own: IncTar: share of the target's own expert; by `weights` like the others if None. Nothing in ExcTar.
+        head: of the merge, as in a recipe; `regmean` runs the sources on the task's text of the target, without labels.
+        modes: of the grid's modes those that it is for; all by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +40,9 @@ class MethodChoice(BaseModel):
     vary: dict[str, list[Any]] = Field(default_factory=dict)
     weights: str = "uniform"
     temperature: float = 0.1
+    own: Annotated[float, Field(ge=0, le=1)] | None = None
+    head: Literal["merge", "mean", "base", "regmean"] = "merge"
+    modes: tuple[Mode, ...] = ()
 
     @property
     def name(self) -> str:
@@ -43,6 +52,10 @@ class MethodChoice(BaseModel):
             said.append(f"softmax T={self.temperature}")
         elif self.weights != "uniform":
             said.append(self.weights)
+        if self.own is not None:
+            said.append(f"own={self.own}")
+        if self.head != "merge":
+            said.append(f"head={self.head}")
         return f"{self.method}({', '.join(said)})" if said else self.method
 
     def each(self) -> tuple["MethodChoice", ...]:
@@ -74,6 +87,9 @@ class Grid(BaseModel):
         modes: ExcTar, IncTar or both.
         methods: what is tried.
         ensembles: upper references, from the experts' kept logits.
+        references: single experts beside the merges.
+        joint: one model trained on the data of the chosen sources together, how; none by default: it takes as long as all
+            of them.
         columns: locales the experts are measured on: `all` for the whole picture, `targets` where time is short.
         matrix_limit: dev rows per locale behind the choice of sources and the verdict; all by default.
     """
@@ -89,9 +105,11 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] = ()
     selectors: tuple[str, ...] = Field(("measured",), min_length=1)
     k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (5,)
-    modes: tuple[Literal["ExcTar", "IncTar"], ...] = ("ExcTar",)
+    modes: tuple[Mode, ...] = ("ExcTar",)
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
     ensembles: tuple[str, ...] = tuple(ENSEMBLES)
+    references: tuple[Kind, ...] = SINGLE_EXPERTS
+    joint: Training | None = None
     columns: Literal["all", "targets"] = "all"
     matrix_limit: int | None = Field(None, ge=1)
 
@@ -110,6 +128,8 @@ class Grid(BaseModel):
                 raise ValueError(f"{choice.method}: vary {empty[0]} has no values")
             for one in choice.each():
                 checked_parameters(one.method, one.parameters)
+            if choice.own is not None and choice.modes == ("ExcTar",):
+                raise ValueError(f"{choice.method}: own is for IncTar, and modes says ExcTar")
             if choice.weights not in WEIGHTINGS:
                 raise ValueError(f"unknown weighting {choice.weights!r}: there are {', '.join(WEIGHTINGS)}")
         return methods
@@ -130,6 +150,13 @@ class Grid(BaseModel):
             raise ValueError(f"unknown ensemble {unknown[0]!r}: there are {', '.join(ENSEMBLES)}")
         return tuple(dict.fromkeys(names))
 
+    @field_validator("references")
+    @classmethod
+    def _references(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if other := [kind for kind in kinds if kind not in SINGLE_EXPERTS]:
+            raise ValueError(f"{other[0]!r} is no single expert: there are {', '.join(SINGLE_EXPERTS)}")
+        return tuple(dict.fromkeys(kinds))
+
     @property
     def locales(self) -> tuple[str, ...]:
         """Locales that need an expert."""
@@ -144,11 +171,15 @@ class Grid(BaseModel):
     def trainings(self) -> tuple[Training, ...]:
         """One for each seed."""
         seeds = self.seeds or (self.training.seed,)
+        return tuple(self._seeded(self.training, seed) for seed in dict.fromkeys(seeds))
+
+    def joint_training(self, seed: int) -> Training | None:
+        """Of the joint models of a seed, on the rows that the experts have."""
+        return None if self.joint is None else self._seeded(self.joint, seed)
+
+    def _seeded(self, training: Training, seed: int) -> Training:
         shared_out = self.locales if self.ids == "disjoint" else ()
-        return tuple(
-            self.training.model_copy(update={"seed": seed, "disjoint": shared_out})
-            for seed in dict.fromkeys(seeds)
-        )
+        return training.model_copy(update={"seed": seed, "disjoint": shared_out})
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -49,7 +49,7 @@ class Place:
     def payload(self) -> dict[str, Any]:
         """As JSON has it."""
         plain = {key: value for key, value in asdict(self).items() if key != "choice"}
-        return {**plain, "choice": self.choice and self.choice.model_dump(exclude={"vary"})}
+        return {**plain, "choice": self.choice and self.choice.model_dump(exclude={"vary", "modes"})}
 
 
 def places(grid: Grid) -> list[Place]:
@@ -59,15 +59,14 @@ def places(grid: Grid) -> list[Place]:
 
 
 def _of(grid: Grid, target: str) -> Iterator[Place]:
-    yield Place("best_zero_shot", target, "ExcTar")
-    yield Place("best_in_hindsight", target, "ExcTar")
-    yield Place("self", target, "IncTar")
+    for kind in grid.references:
+        yield Place(kind, target, "IncTar" if kind == "self" else "ExcTar")
     for mode in grid.modes:
         merges = list(_merges(grid, target, mode))
         for selector, k in dict.fromkeys((one.selector, one.k) for one in merges):
             yield Place("source_mean", target, mode, selector, k)
-            for kind in grid.ensembles:
-                yield Place(kind, target, mode, selector, k)  # type: ignore[arg-type]
+            for kind in (*grid.ensembles, *(["joint"] if grid.joint is not None else ())):
+                yield Place(kind, target, mode, selector, k)
         yield from merges
 
 
@@ -75,14 +74,25 @@ def _merges(grid: Grid, target: str, mode: str) -> Iterator[Place]:
     """A k of `all`, or beyond what there is, takes every source; methods for exactly two take the best two, once."""
     most = len({*grid.sources, target}) - (mode != "IncTar")
     for choice in grid.choices:
+        if choice.modes and mode not in choice.modes:
+            continue
         for selector in grid.selectors:
             for k in grid.k:
                 fixed = spec_of(choice.method).sources[1]
                 size = fixed or (most if k == "all" else min(int(k), most))
-                yield Place("merge", target, mode, selector, size, choice)
+                # An own share is nothing in ExcTar: two choices that differ in it alone are one there.
+                own = choice if mode == "IncTar" else choice.model_copy(update={"own": None})
+                yield Place("merge", target, mode, selector, size, own)
 
 
-def cell_of(place: Place, ground: Mapping[str, Any], *, seed: int, columns: Sequence[str]) -> Cell:
+def cell_of(
+    place: Place,
+    ground: Mapping[str, Any],
+    *,
+    seed: int,
+    columns: Sequence[str],
+    joint: Mapping[str, Any] | None = None,
+) -> Cell:
     """A place with the signature of all that decides what will stand there.
 
     Args:
@@ -90,10 +100,13 @@ def cell_of(place: Place, ground: Mapping[str, Any], *, seed: int, columns: Sequ
         ground: models and data of the target.
         seed: of the experts' training.
         columns: of the transfer matrix.
+        joint: how joint models are trained.
     """
     own = {"cells": CELLS, "langmerge": __version__, "place": place.payload(), "ground": dict(ground)}
     if place.selector in FROM_MATRIX:
         own["columns"] = sorted(columns)
+    if place.kind == "joint":
+        own["joint"] = dict(joint or {})
     return Cell(
         signature(own), place.kind, place.target, place.mode, place.selector, place.k, place.name, seed
     )

@@ -172,7 +172,7 @@ def pool_folder(grid: Grid, out: Path, seed: int) -> Path:
 def _ground(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:
     root = pool_folder(grid, out, seed).absolute()
     state = signature([(root / name).read_text() for name in ("pool.yaml", "transfer.dev.json")])
-    return Ground(root, data, grid.sources, grid.matrix_limit, seed, state)
+    return Ground(root, data, grid.sources, grid.matrix_limit, seed, state, grid.joint_training(seed))
 
 
 def planned(grid: Grid, grounds: Sequence[Ground]) -> list[Work]:
@@ -183,7 +183,8 @@ def planned(grid: Grid, grounds: Sequence[Ground]) -> list[Work]:
         columns = TransferMatrix.load(ground.root / "transfer.dev.json").targets
         own = {target: on.grounds(target) for target in grid.targets}
         for place in places(grid):
-            cell = cell_of(place, own[place.target], seed=ground.seed, columns=columns)
+            joint = ground.joint.payload() if ground.joint is not None else None
+            cell = cell_of(place, own[place.target], seed=ground.seed, columns=columns, joint=joint)
             found.setdefault(cell.signature, Work(ground, place, cell))
     return list(found.values())
 

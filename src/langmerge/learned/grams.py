@@ -44,6 +44,7 @@ def input_grams(
     encoded: Sequence[Sequence[int]],
     *,
     batch_tokens: int = BATCH_TOKENS,
+    only: Callable[[str], bool] = lambda _: True,
     progress: Progress = silent,
 ) -> Grams:
     """Grams of every `nn.Linear`'s input, in one pass over the texts.
@@ -55,16 +56,20 @@ def input_grams(
         model: `(input_ids, attention_mask)`; it is put into eval mode.
         encoded: token ids of each text.
         batch_tokens: padded tokens in a batch; sums are grouped by batches, so it decides their last bits.
+        only: of a weight's name: whether its layer is looked at.
         progress: told of texts.
 
     Raises:
-        InputError: no text, or a model with a linear layer whose input cannot be told from padding.
+        InputError: no text, no such layer, or a model with a linear layer whose input cannot be told from padding.
         CheckpointError: an input holds NaN or infinity.
     """
     if not len(encoded):
         raise InputError("a Gram needs text: found no row")
     model.eval()
-    found = Collector(linear_layers(model))
+    layers = {name: one for name, one in linear_layers(model).items() if only(name)}
+    if not layers:
+        raise InputError("the model has no such linear layer: there is nothing to take a Gram of")
+    found = Collector(layers)
     device = next(model.parameters()).device
     with found.collecting(), progress("Grams", len(encoded)) as advance:
         for ids, mask in batches(model, encoded, batch_tokens):

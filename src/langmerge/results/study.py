@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal[
-    "merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self",
+    "merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self", "joint",
     "soft_vote", "weighted_vote", "majority", "weighted_majority", "logit_average",
 ]  # fmt: skip
 
@@ -14,6 +14,7 @@ KINDS: dict[Kind, str] = {
     "best_in_hindsight": "best in hindsight",
     "source_mean": "mean of the sources",
     "self": "self",
+    "joint": "joint training",
     "soft_vote": "soft vote",
     "weighted_vote": "weighted vote",
     "majority": "majority",

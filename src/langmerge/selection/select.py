@@ -75,6 +75,7 @@ def select_sources(
     include_target: bool = False,
     weights: str = "uniform",
     temperature: float | None = None,
+    own: float | None = None,
 ) -> Selection:
     """The k best sources for a target: rank first, then cut.
 
@@ -86,6 +87,7 @@ def select_sources(
             before anything is ranked or normalised.
         weights: see `source_weights` and `sinkhorn`.
         temperature: of `softmax` and `sinkhorn`; that of the selector's unit by default.
+        own: see `weighted`.
 
     Raises:
         SelectionError: k below 1 or above what there is, or the target has no scores.
@@ -102,7 +104,13 @@ def select_sources(
         )
     chosen = {source: column[source] for source in ranked[:wanted]}
     return weighted(
-        scored, target, chosen, weights=weights, temperature=temperature, include_target=include_target
+        scored,
+        target,
+        chosen,
+        weights=weights,
+        temperature=temperature,
+        include_target=include_target,
+        own=own,
     )
 
 
@@ -115,6 +123,7 @@ def weighted(
     temperature: float | None = None,
     include_target: bool = False,
     joint: str | None = None,
+    own: float | None = None,
 ) -> Selection:
     """A selection out of chosen sources: their coefficients, and where these come from.
 
@@ -126,12 +135,18 @@ def weighted(
         temperature: of `softmax` and `sinkhorn`.
         include_target: IncTar.
         joint: how the set was chosen, if not by rank.
+        own: IncTar: the share of the target's own expert, in [0, 1]; `weights` share out the rest.
+
+    Raises:
+        SelectionError: `own` is out of its range.
     """
     heat = TEMPERATURES.get(matrix.by, 0.1) if temperature is None else temperature
     if weights == "sinkhorn":
         numbers = _balanced(matrix, target, list(chosen), heat, include_target=include_target)
     else:
         numbers = source_weights(list(chosen.values()), weights, temperature=heat)
+    if own is not None and include_target:
+        numbers = _with_own(numbers, list(chosen).index(target), own)
     provenance = {
         **matrix.provenance,
         "selector": matrix.by,
@@ -143,6 +158,8 @@ def weighted(
     }
     if joint is not None:
         provenance["joint"] = joint
+    if own is not None and include_target:
+        provenance["own"] = own
     table = {"model": dict(zip(chosen, numbers, strict=True))}
     return Selection(
         target,
@@ -150,6 +167,17 @@ def weighted(
         Coefficients(target=target, values=table, provenance=provenance),
         matrix.unknown(target),
     )
+
+
+def _with_own(numbers: list[float], place: int, share: float) -> list[float]:
+    """Numbers that sum to one with the one at a place set, the others in their proportions."""
+    if not 0 <= share <= 1:
+        raise SelectionError(f"the own share is {share}: it lies between 0 and 1")
+    rest = sum(numbers) - numbers[place]
+    if rest <= 0:
+        # Nobody to give the rest to.
+        return [1.0 if one == place else 0.0 for one in range(len(numbers))]
+    return [share if one == place else number * (1 - share) / rest for one, number in enumerate(numbers)]
 
 
 def _balanced(

@@ -3,7 +3,7 @@
 from langmerge.training.adapters import FORMS, RATES, AdapterTraining, Bench, train_adapters
 from langmerge.training.bases import OFFLINE, ORIGIN, base_name, ensure_base
 from langmerge.training.expert import ExpertRecord, train_expert
-from langmerge.training.pool import Training, train_pool
+from langmerge.training.pool import Training, joint_model, train_pool
 from langmerge.training.refine import refine_classifier, soft_labels
 from langmerge.training.refined import RECEIPT, DevLabels, RefinedFolder, refine_folder
 from langmerge.training.refinement import Refined, Refinement
@@ -24,6 +24,7 @@ __all__ = [
     "Training",
     "base_name",
     "ensure_base",
+    "joint_model",
     "refine_classifier",
     "refine_folder",
     "soft_labels",

@@ -1,11 +1,13 @@
 """A pool: the base with its head initialised once, then one expert per locale from that same base and head."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,6 +29,9 @@ from langmerge.results import signature
 from langmerge.tasks import Examples, Task
 from langmerge.training.bases import ORIGIN
 from langmerge.training.expert import train_expert
+
+JOINT = "langmerge_joint.json"
+"""How a joint model was trained, in its folder."""
 
 
 class Training(BaseModel):
@@ -107,7 +112,7 @@ def train_pool(
         wanted = expert_signature(pool, task, locale, training)
         if locale in pool.experts and pool.experts[locale].training.get("signature") == wanted:
             continue
-        record = _train_one(pool, task, locale, training, progress)
+        record = _train(pool, task, [locale], training, root / "experts" / locale, progress)
         # Another process may be training other locales of this pool.
         with FileLock(root / ".pool.lock"):
             pool = Pool.load(root).with_expert(
@@ -167,31 +172,63 @@ def _provenance(base: Path | str) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def _train_one(pool: Pool, task: Task, locale: str, training: Training, progress: Progress) -> dict[str, Any]:
+def joint_model(
+    pool: Pool, task: Task, locales: Sequence[str], training: Training, *, progress: Progress = silent
+) -> Path:
+    """One model from the pool's base, trained on the rows of several locales together; kept in the pool's folder.
+
+    Its epoch is chosen on dev rows of the same locales, `max_dev` of them altogether.
+
+    Raises:
+        LocaleError, PoolError: as for `train_pool`.
+    """
+    own = signature([expert_signature(pool, task, locale, training) for locale in locales])
+    folder = pool.root / "joint" / own
+    if not folder.exists():
+        _train(pool, task, locales, training, folder, progress, record_as=JOINT)
+    return folder
+
+
+def _train(
+    pool: Pool,
+    task: Task,
+    locales: Sequence[str],
+    training: Training,
+    out: Path,
+    progress: Progress,
+    *,
+    record_as: str | None = None,
+) -> dict[str, Any]:
+    """Train from the pool's base and write the model; its record, and a file of it if that is asked for."""
     model, tokenizer = load_classifier(pool.base_folder), load_tokenizer(pool.base_folder)
     if not keeps_head(pool.base_folder, task.labels):
         raise PoolError(f"the base of pool {pool.root} has other labels than {task.name}: make the pool anew")
-    train = training.rows(task.load(locale, "train"))
-    dev = task.load(locale, "dev").limited(training.max_dev)
+    train = [training.rows(task.load(locale, "train")) for locale in locales]
+    most = training.max_dev and math.ceil(training.max_dev / len(locales))
+    dev = [task.load(locale, "dev").limited(most) for locale in locales]
 
-    def encoded(examples: Examples) -> list[list[int]]:
-        return encode(tokenizer, examples.texts)
+    def encoded(examples: Sequence[Examples]) -> list[list[int]]:
+        return [ids for one in examples for ids in encode(tokenizer, one.texts)]
 
     record = train_expert(
         model,
         encoded(train),
-        train.labels,
+        np.concatenate([one.labels for one in train]),
         encoded(dev),
-        dev.labels,
+        np.concatenate([one.labels for one in dev]),
         epochs=training.epochs,
         lr=training.lr,
         head_lr=training.head_lr,
         batch_size=training.batch_size,
         seed=training.seed,
         freeze_embeddings=training.freeze_embeddings,
-        progress=lambda description, total: progress(f"{locale}: {description}", total),
+        progress=lambda description, total: progress(f"{', '.join(locales)}: {description}", total),
     )
-    with new_folder(pool.root / "experts" / locale, overwrite=True) as folder:
+    told = {
+        **asdict(record), "dev_accuracy": list(record.dev_accuracy), "train_loss": list(record.train_loss)
+    }  # fmt: skip
+    with new_folder(out, overwrite=True) as folder:
         save_classifier(model, tokenizer, folder)
-    summary = asdict(record)
-    return {**summary, "dev_accuracy": list(record.dev_accuracy), "train_loss": list(record.train_loss)}
+        if record_as is not None:
+            (folder / record_as).write_text(json.dumps({"locales": list(locales), **told}, indent=1) + "\n")
+    return told
