@@ -1,5 +1,6 @@
 """Lines over seeds, paired comparisons and exports of a store, on cells written by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,12 @@ def test_an_export_replaces_nothing_unasked(tmp_path: Path) -> None:
 def test_an_export_to_something_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends with \.xlsx: give one of \.csv, \.parquet, \.tex"):
         export(cells(), tmp_path / "rows.xlsx")
+
+
+def test_two_pools_with_one_seed_are_told_apart() -> None:
+    found = cells()
+    one = next(one for one in found if one.cell.kind == "merge")
+    assert one.run is not None
+    other = replace(one, cell=replace(one.cell, signature="x"), run=replace(one.run, signature="y"))
+    with pytest.raises(InputError, match=r"several cells are called .*name one sweep with --sweep"):
+        lines([*found, other])

@@ -261,3 +261,23 @@ def test_a_set_that_was_not_ranked_says_how_it_was_chosen() -> None:
     assert chosen.coefficients.values == {"model": {"de-DE": 0.5, "fr-FR": 0.5}}
     assert chosen.coefficients.provenance["joint"] == "greedy"
     assert "joint" not in select_sources(scored(), "sw-KE", k=2).coefficients.provenance
+
+
+def test_an_own_share_leaves_the_others_in_their_proportions() -> None:
+    plain = select_sources(MATRIX, "sw-KE", k=3, include_target=True, weights="proportional")
+    shared = select_sources(MATRIX, "sw-KE", k=3, include_target=True, weights="proportional", own=0.9)
+    before, after = (one.coefficients.values["model"] for one in (plain, shared))
+    assert after["sw-KE"] == 0.9
+    assert sum(after.values()) == pytest.approx(1)
+    others = [name for name in before if name != "sw-KE"]
+    assert after[others[0]] / after[others[1]] == pytest.approx(before[others[0]] / before[others[1]])
+    assert select_sources(MATRIX, "sw-KE", k=1, include_target=True, own=0.9).coefficients.values[
+        "model"
+    ] == {"sw-KE": 1}
+    # Without the target there is no own expert to give a share to.
+    assert (
+        select_sources(MATRIX, "sw-KE", k=2, own=0.9).coefficients
+        == select_sources(MATRIX, "sw-KE", k=2).coefficients
+    )
+    with pytest.raises(SelectionError, match=r"the own share is 1\.5"):
+        select_sources(MATRIX, "sw-KE", k=2, include_target=True, own=1.5)

@@ -15,6 +15,9 @@ import numpy as np
 DOUBT = 2.0
 """Another task and pool may differ from those measured by more than these do among themselves: their spread counts so often."""
 
+POINTS = 4_001
+"""Of the line on which beliefs are added up: a few thousandths of a deviation apart."""
+
 LEAST = 0.5
 """Points by which cells differ at least, however alike the measured ones are."""
 
@@ -96,7 +99,10 @@ class Belief:
 
 
 def belief(evidence: Evidence | None, difference: np.ndarray | None) -> Belief | None:
-    """What evidence from elsewhere and paired differences here say together: normal prior, normal likelihood.
+    """What evidence from elsewhere and paired differences here say together.
+
+    The prior is Student's t around the evidence's mean, with a degree of freedom less than it has cells; the likelihood of
+    the labelled rows' mean is normal. So where the two do not agree at all it is the evidence that gives way.
 
     Args:
         evidence: from elsewhere; without any the labels speak alone.
@@ -105,14 +111,24 @@ def belief(evidence: Evidence | None, difference: np.ndarray | None) -> Belief |
     Returns:
         The belief; None where neither says anything.
     """
-    known: list[tuple[float, float]] = []
-    if evidence is not None:
-        known.append((evidence.mean, evidence.deviation**2))
+    seen = None
     if difference is not None and len(difference) > 1:
         # Rows on which two models never differ are no proof that they never do.
-        error = max(float(difference.var(ddof=1)), 100.0**2 / len(difference)) / len(difference)
-        known.append((float(difference.mean()), error))
-    if not known:
-        return None
-    weight = sum(1 / variance for _, variance in known)
-    return Belief(sum(mean / variance for mean, variance in known) / weight, math.sqrt(1 / weight))
+        error = math.sqrt(max(float(difference.var(ddof=1)), 100.0**2 / len(difference)) / len(difference))
+        seen = Belief(float(difference.mean()), error)
+    if evidence is None:
+        return seen
+    prior = Belief(evidence.mean, evidence.deviation)
+    return prior if seen is None else _posterior(prior, max(1, evidence.cells - 1), seen)
+
+
+def _posterior(prior: Belief, freedom: int, seen: Belief) -> Belief:
+    """Student's t times normal, by points on a line."""
+    ends = [one.mean + sign * 8 * one.deviation for one in (prior, seen) for sign in (-1, 1)]
+    x = np.linspace(min(ends), max(ends), POINTS)
+    tail = -(freedom + 1) / 2 * np.log1p(((x - prior.mean) / prior.deviation) ** 2 / freedom)
+    log = tail - ((x - seen.mean) / seen.deviation) ** 2 / 2
+    weight = np.exp(log - log.max())
+    weight /= weight.sum()
+    mean = float(weight @ x)
+    return Belief(mean, math.sqrt(float(weight @ (x - mean) ** 2)))

@@ -1,10 +1,9 @@
 """What can be done for a target: from taking one expert as it is to a merge that is refined on text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from langmerge.coefficients import Coefficients
+from langmerge.experiments.grid import Head, MethodChoice
 
 OWN = 0.9
 """Share of the target's own expert in an IncTar merge: with less of it everything measured so far loses."""
@@ -17,18 +16,19 @@ class Option:
     Attributes:
         name: as evidence and records call it.
         what: for people.
-        method: of the merge; None for a single expert or a refined model.
-        parameters: of the method.
-        head: `regmean` merges the head by statistics on the target's text.
+        choice: of the merge; None for a single expert or a refined model.
         refines: whether it is the best of the others, refined on the target's text.
     """
 
     name: str
     what: str
-    method: str | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    head: str = "merge"
+    choice: MethodChoice | None = None
     refines: bool = False
+
+    @property
+    def cell(self) -> str | None:
+        """What sweeps call it; None where they have no such cell."""
+        return self.choice.name if self.choice is not None else None
 
 
 def options(mode: str, *, statistics: bool, refines: bool) -> list[Option]:
@@ -42,27 +42,20 @@ def options(mode: str, *, statistics: bool, refines: bool) -> list[Option]:
     single = Option("single", "the best single expert, not merged") if mode == "ExcTar" else Option(
         "single", "the target's own expert, not merged"
     )  # fmt: skip
-    found = [
-        single,
-        Option("linear", "the experts' average", "linear"),
-        Option("ties", "TIES over the whole model, density 0.2", "ties", {"density": 0.2, "scope": "model"}),
-        Option("wudi", "WUDI", "wudi"),
-    ]
-    if mode == "IncTar":
-        # No evidence that anything else helps where labels of the target were trained on.
-        return [one for one in found if one.name != "ties"]
-    if statistics:
-        found.append(Option("wudi+head", "WUDI, the head by RegMean", "wudi", head="regmean"))
+    own = OWN if mode == "IncTar" else None
+
+    def merge(name: str, what: str, method: str, head: Head = "merge", **parameters: Any) -> Option:
+        return Option(name, what, MethodChoice(method=method, parameters=parameters, own=own, head=head))
+
+    found = [single, merge("linear", "the experts' average", "linear")]
+    if mode == "ExcTar":
+        found.append(
+            merge("ties", "TIES over the whole model, density 0.2", "ties", density=0.2, scope="model")
+        )
+    found.append(merge("wudi", "WUDI", "wudi"))
+    # No evidence that anything else helps where labels of the target were trained on.
+    if mode == "ExcTar" and statistics:
+        found.append(merge("wudi+head", "WUDI, the head by RegMean", "wudi", head="regmean"))
     if refines:
         found.append(Option("refined", "the best of the others, refined on the target's text", refines=True))
     return found
-
-
-def coefficients(mode: str, target: str, sources: Sequence[str]) -> Coefficients:
-    """Equal shares; in IncTar nine tenths for the target's own expert."""
-    if mode == "ExcTar" or len(sources) == 1:
-        return Coefficients.uniform(list(sources), target=target)
-    rest = (1 - OWN) / (len(sources) - 1)
-    return Coefficients(
-        target=target, values={"model": {name: OWN if name == target else rest for name in sources}}
-    )

@@ -12,21 +12,20 @@ import numpy as np
 from langmerge import __version__
 from langmerge.auto.decision import Judged, Rung, halved, judged
 from langmerge.auto.evidence import MEASURED, Evidence
-from langmerge.auto.options import Option, coefficients, options
+from langmerge.auto.options import OWN, Option, options
 from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
-from langmerge.coefficients import Coefficients
 from langmerge.engine import make_plan, merge, recipe_payload
 from langmerge.errors import InputError
 from langmerge.evaluate import PoolEvaluator, transfer_matrix
-from langmerge.measuring import Measurement, measure_grams
+from langmerge.measuring import head_statistics
 from langmerge.models import load_classifier
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
-from langmerge.selection import FROM_MATRIX
+from langmerge.selection import FROM_MATRIX, Selection
 from langmerge.similarities import PoolSelectors
 from langmerge.tasks import Task, Unlabelled, task_text
 from langmerge.training import Refinement, refine_folder
@@ -113,10 +112,11 @@ class Pilot:
             question.task.load(question.target, "dev")
         elif question.selector == "measured":
             raise InputError("--by measured looks at labels of the target: leave it out, or say --labels dev")
-        self.sources = self._chosen_sources()
+        chosen = self._selection()
+        self.sources, self.shares = chosen.sources, chosen.coefficients
         found = options(question.mode, statistics=question.statistics, refines=question.text is not None)
         if len(self.sources) < 2:
-            found = [one for one in found if one.method is None]
+            found = [one for one in found if one.choice is None]
         self.options: dict[str, Option] = {one.name: one for one in found}
         # What another question has left there is not taken for this one's.
         self.work = work / signature(self.inputs)
@@ -135,18 +135,18 @@ class Pilot:
             "evidence": {name: asdict(one) for name, one in self.evidence.items()}, "langmerge": __version__,
         }  # fmt: skip
 
-    def _chosen_sources(self) -> tuple[str, ...]:
+    def _selection(self) -> Selection:
         asked, own = self.question, self.question.mode == "IncTar"
         others = len([one for one in asked.pool.locales if one != asked.target])
         size = min(asked.k, others + own)
         selectors = PoolSelectors(asked.pool, data=asked.data, progress=self.progress)
-        wish = Wish(asked.target, asked.selector, size, own)
+        wish = Wish(asked.target, asked.selector, size, own, own=OWN if own else None)
         if asked.selector == "measured":
             # On the rows that may be looked at; the pool's own matrix stays as it is.
             wish = replace(wish, by="manual", scores=self._measured())
         elif asked.selector in FROM_MATRIX and not (asked.pool.root / "transfer.dev.json").exists():
             transfer_matrix(self.evaluator(None), split="dev", data=asked.data, progress=self.progress)
-        return choose(selectors, wish).selection.sources
+        return choose(selectors, wish).selection
 
     def _measured(self) -> dict[str, float]:
         evaluator, found = self.evaluator(self.question.rows), {}
@@ -177,32 +177,24 @@ class Pilot:
         return (self.reference,) if parent == "single" else self.sources
 
     @cached_property
-    def shares(self) -> Coefficients:
-        """Of every merge."""
-        return coefficients(self.question.mode, self.question.target, self.sources)
-
-    @cached_property
     def _statistics(self) -> dict[str, Path]:
-        wanted = Measurement(self.shares, self.question.target)
-        found = measure_grams(
-            self.question.pool, self.question.task, wanted, self.work / "grams", progress=self.progress
-        )
-        return dict(found.files)
+        asked = self.question
+        return head_statistics(asked.pool, asked.task, self.sources, asked.target)
 
     def recipe(self, name: str) -> Recipe:
         """Of a merge."""
-        option, pool = self.options[name], self.question.pool
-        if option.method is None:
+        choice, pool = self.options[name].choice, self.question.pool
+        if choice is None:
             raise ValueError(f"{name} is no merge")
         return Recipe(
             base=pool.base_folder,
             sources={source: pool.expert(source) for source in self.sources},
-            method=option.method,
-            parameters=option.parameters,
+            method=choice.method,
+            parameters=choice.parameters,
             coefficients=self.shares,
             target=self.question.target,
-            head=option.head,
-            statistics=self._statistics if option.head == "regmean" else {},
+            head=choice.head,
+            statistics=self._statistics if choice.head == "regmean" else {},
         )
 
     def logits(self, name: str, split: str, rows: int | None = None) -> Logits:

@@ -1,5 +1,6 @@
 """auto."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,14 @@ def auto(
         ),
     ] = False,
     test: Annotated[bool, typer.Option("--test", help="Report the choice on test, once.")] = False,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            help="A store: what the candidates have brought there for other targets counts, instead of what langmerge's own "
+            "study says.",
+            metavar="STORE",
+        ),
+    ] = None,
     store: StoreOption = None,
     overwrite: Overwrite = False,
     data: Data = None,
@@ -69,6 +78,8 @@ def auto(
         include_target=False if exclude_target else None, statistics=not no_statistics,
         text=_text(text, task, locale, texts), test=test,
     )  # fmt: skip
+    if evidence is not None:
+        question = replace(question, evidence=_evidence(evidence, question))
     kept = Store(store) if store is not None else None
     try:
         found = decide(question, out, store=kept, overwrite=overwrite, progress=bars)
@@ -76,6 +87,24 @@ def auto(
         if kept is not None:
             kept.close()
     show(as_json, found, lambda: _people(found))
+
+
+def _evidence(store: str, question: Any) -> Any:
+    from langmerge.auto.evidence import MEASURED
+    from langmerge.auto.stored import evidence_from
+    from langmerge.cli.runs import opened
+
+    with opened(store) as kept:
+        outcomes = kept.outcomes(kind="merge", state="done")
+    found = evidence_from(
+        outcomes,
+        task=question.task.name,
+        target=question.target,
+        mode=question.mode,
+        origin=f"the store {store}",
+    )
+    # Of candidates that sweeps do not have (refined) there is langmerge's own.
+    return {**MEASURED[question.mode], **found}
 
 
 def _text(given: str, task: Any, locale: str, limit: int) -> Any:

@@ -1,13 +1,16 @@
-"""runs list, best, compare, export; report."""
+"""runs list, best, compare, export, hindsight."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from langmerge.cli.console import print_table, say, show
 from langmerge.cli.options import Json, Overwrite
 from langmerge.errors import InputError
+
+if TYPE_CHECKING:
+    from langmerge.results.store import Store
 
 Place = Annotated[
     str,
@@ -20,7 +23,8 @@ Place = Annotated[
 Target = Annotated[str | None, typer.Option(help="Only this locale.")]
 Mode = Annotated[str | None, typer.Option(help="Only ExcTar, or only IncTar.")]
 SweepName = Annotated[
-    str | None, typer.Option("--sweep", help="Only a sweep's cells: its name or signature.")
+    str | None,
+    typer.Option("--sweep", help="Only the cells of these sweeps: names or signatures, by commas."),
 ]
 
 group = typer.Typer(help="What a store of results holds: list, best, compare, export.", no_args_is_help=True)
@@ -115,32 +119,94 @@ def export(
     say(f"{rows} rows written to {out}")
 
 
-def _outcomes(store: str, target: str | None, mode: str | None, sweep: str | None) -> list[Any]:
+@group.command()
+def hindsight(
+    store: Place = "store.sqlite",
+    mode: Annotated[str, typer.Option(help="ExcTar or IncTar.")] = "ExcTar",
+    sweep: SweepName = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=20, help="Labelled rows that rules may look at; all that were kept by default."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of these rows, where more were kept.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """What the rule of langmerge auto, and simpler ones, would have chosen on a store's cells, and what that costs on test."""
+    from langmerge.auto.hindsight import cases, judge, rules_for
+
+    among = cases(_outcomes(store, None, None, sweep), mode)
+    found = [judge(rule, among, mode, rows=rows, draws=draws) for rule in rules_for(among)]
+
+    def people() -> None:
+        header = [
+            "rule",
+            "gain, points, 95 %",
+            "over the soft vote",
+            "regret",
+            "below the single expert",
+            "chosen",
+        ]
+        lines = [
+            [
+                one.rule, str(one.gain), str(one.over_vote or "–"), f"{one.regret:.2f}", ", ".join(one.below) or "nowhere",
+                ", ".join(f"{name} {share:.0%}" for name, share in one.chosen.items()),
+            ]
+            for one in found
+        ]  # fmt: skip
+        labelled = f", {found[0].rows} labelled rows" if found else ""
+        print_table(
+            f"{mode}: {len(among)} cells of {len({one.target for one in among})} targets{labelled}",
+            header,
+            lines,
+        )
+        say("below: significantly, over the target's seeds; evidence of a target is that of the others")
+
+    show(as_json, found, people)
+
+
+def opened(store: str) -> "Store":
+    """A store that is there.
+
+    Raises:
+        InputError: there is none.
+        StoreError: it cannot be opened.
+    """
     from langmerge.experiments.sweep import STORE
-    from langmerge.locales import canonical_locale
     from langmerge.results.store import Store
 
     place: str | Path = store
     if "://" not in store:
         place = Path(store) / STORE if Path(store).is_dir() else Path(store)
-        if not Path(place).exists():
+        if not place.exists():
             raise InputError(
                 f"there is no store at {place}: name one with --store, or make one with langmerge sweep"
             )
+    return Store(place)
+
+
+def _outcomes(store: str, target: str | None, mode: str | None, sweep: str | None) -> list[Any]:
+    from langmerge.locales import canonical_locale
+
     if mode not in (None, "ExcTar", "IncTar"):
         raise InputError(f"--mode {mode}: it is ExcTar or IncTar")
     where: dict[str, Any] = {"mode": mode, "target": canonical_locale(target) if target else None}
-    with Store(place) as opened:
-        chosen = None
-        if sweep is not None:
-            known = opened.sweeps()
-            own = [one for one in known if sweep in (one.name, one.signature)]
-            if not own:
-                names = ", ".join(dict.fromkeys(one.name for one in known)) or "none"
-                raise InputError(f"the store has no sweep {sweep!r}: it has {names}")
-            # Of several with one name the last.
-            chosen = own[-1].signature
-        return opened.outcomes(chosen, **{key: value for key, value in where.items() if value is not None})
+    where = {key: value for key, value in where.items() if value is not None}
+    with opened(store) as kept:
+        if sweep is None:
+            return kept.outcomes(**where)
+        found = [one for name in sweep.split(",") for one in kept.outcomes(_sweep(kept, name), **where)]
+    # Two sweeps may share cells.
+    return list({one.cell.signature: one for one in found}.values())
+
+
+def _sweep(kept: "Store", name: str) -> str:
+    known = kept.sweeps()
+    own = [one for one in known if name in (one.name, one.signature)]
+    if not own:
+        names = ", ".join(dict.fromkeys(one.name for one in known)) or "none"
+        raise InputError(f"the store has no sweep {name!r}: it has {names}")
+    # Of several with one name the last.
+    return own[-1].signature
 
 
 def _table(name: str, found: list[Any]) -> None:

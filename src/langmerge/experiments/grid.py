@@ -18,6 +18,8 @@ from langmerge.training import Training
 
 Mode = Literal["ExcTar", "IncTar"]
 
+Head = Literal["merge", "mean", "base", "regmean"]
+
 
 class MethodChoice(BaseModel):
     """A method with parameters; everything left out takes the method's default.
@@ -41,7 +43,7 @@ class MethodChoice(BaseModel):
     weights: str = "uniform"
     temperature: float = 0.1
     own: Annotated[float, Field(ge=0, le=1)] | None = None
-    head: Literal["merge", "mean", "base", "regmean"] = "merge"
+    head: Head = "merge"
     modes: tuple[Mode, ...] = ()
 
     @property

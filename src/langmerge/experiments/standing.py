@@ -59,6 +59,7 @@ def lines(outcomes: Sequence[Outcome]) -> list[Line]:
 
 
 def _line(target: str, mode: str, name: str, own: Sequence[Outcome], among: Sequence[Outcome]) -> Line:
+    _one_a_seed(own, name)
     rows = [row_of(one) for one in own]
     gain = own[0].gain
     if len(own) > 1 and gain is not None:
@@ -69,6 +70,17 @@ def _line(target: str, mode: str, name: str, own: Sequence[Outcome], among: Sequ
         target, mode, name, own[0].cell.kind, tuple(sorted({row.seed for row in rows})),
         float(np.mean([row.dev for row in rows])), float(np.mean([row.test for row in rows])), gain,
     )  # fmt: skip
+
+
+def _one_a_seed(own: Sequence[Outcome], name: str) -> None:
+    """Cells of two pools that share a seed are no two draws of one thing."""
+    known: dict[int, str] = {}
+    for one in own:
+        if one.run is not None and known.setdefault(one.cell.seed, one.run.signature) != one.run.signature:
+            raise InputError(
+                f"{one.cell.target}, {one.cell.mode}, seed {one.cell.seed}: several cells are called {name!r} (other pools, "
+                "other settings): name one sweep with --sweep"
+            )
 
 
 def _over_seeds(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference | None:
