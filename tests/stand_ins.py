@@ -114,7 +114,7 @@ def fake_study(
 ) -> Study:
     """`run_sweep` as it is, around the stand-ins."""
     desk = FakeDesk(out / "pool", test, merges)
-    ground = Ground(out / "pool", None, SOURCES, None, 7, "")
+    ground = Ground(out / "pool", None, SOURCES, (), 7, "")
     monkeypatch.setattr(sweep_module, "prepare", lambda *_, **__: [ground])
     monkeypatch.setattr(sweep_module, "base_name", lambda _: "nothing")
     for module in (sweep_module, desk_module):

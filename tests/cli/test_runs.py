@@ -1,14 +1,17 @@
 """The commands around a store: what they show, and what they refuse."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from langmerge.results.records import Cell, Outcome, Sweep
 from langmerge.results.store import Store
+from tests.auto.test_hindsight import store as by_hand
 from tests.cli.conftest import Run
 from tests.experiments.test_standing import cells
+from tests.tiny_pool import EXPERTS, write_tiny_pool
 
 
 @pytest.fixture
@@ -36,6 +39,8 @@ def test_the_commands(run: Run, store: Path) -> None:
     assert [(one["title"], one["seeds"]) for one in own] == [("wudi, k=3", [0])]
     found = run("runs", "compare", "wudi, k=3", "ties", "--store", store)
     assert "+25.0" in found.out
+    both = json.loads(run("runs", "list", "--store", store, "--sweep", "first,first", "--json").out)
+    assert both == own
     assert run("runs", "export", store / "rows.csv", "--store", store).code == 0
     assert (store / "rows.csv").read_text().count("\n") == 17
 
@@ -48,6 +53,9 @@ def test_the_commands(run: Run, store: Path) -> None:
         (("list", "--sweep", "second"), "no sweep 'second': it has first"),
         (("compare", "wudi", "ties"), "may be several"),
         (("export", "rows.doc"), "ends with .doc"),
+        (("hindsight", "--mode", "IncTar"), "hindsight needs two targets or more"),
+        (("hindsight", "--mode", "both"), "--mode both: it is ExcTar or IncTar"),
+        (("predict", "nowhere"), "nowhere"),
     ],
 )
 def test_what_cannot_be_is_one_line(run: Run, store: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -56,3 +64,62 @@ def test_what_cannot_be_is_one_line(run: Run, store: Path, arguments: tuple[str,
     assert ran.code == 2
     assert said in ran.err
     assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_hindsight_and_what_auto_takes_of_a_store(run: Run, tmp_path: Path) -> None:
+    with Store(tmp_path / "store.sqlite") as opened:
+        for one in by_hand():
+            opened.record(one)
+    found = run("runs", "hindsight", "--store", tmp_path, "--json")
+    assert found.code == 0, found.err
+    rules = {one["rule"]: one for one in json.loads(found.out)}
+    assert rules["best on dev"]["gain"]["points"] == pytest.approx(20 / 3)
+    said = run("runs", "hindsight", "--store", tmp_path, "--rows", 20, "--draws", 3).out
+    assert "3 cells of 3 targets, 20 labelled rows" in said
+
+
+def test_predicting_needs_the_pools_of_the_cells(run: Run, tmp_path: Path) -> None:
+    pool = write_tiny_pool(tmp_path)
+    with Store(tmp_path / "store.sqlite") as opened:
+        for one in by_hand():
+            opened.record(replace(one, cell=replace(one.cell, seed=7)))
+    arguments = ("runs", "predict", pool.root, "--store", tmp_path)
+    none = run(*arguments)
+    assert (none.code, len(none.err.strip().splitlines())) == (2, 1)
+    assert "the store has cells of seed 7, and no pool given has it" in none.err
+    twice = run(*arguments, pool.root)
+    assert "another pool given has seed 0 too" in twice.err
+
+
+def test_a_sweep_whose_effects_are_predicted(run: Run, tmp_path: Path) -> None:
+    """Four targets of one pool; the file is what `auto` reads."""
+    pool = write_tiny_pool(tmp_path)
+    grid = {
+        "task": pool.task, "base": str(tmp_path / "encoder"), "sources": list(EXPERTS), "targets": list(EXPERTS), "k": [2],
+        "training": {"epochs": 2, "batch_size": 8, "lr": 5e-3, "head_lr": 2e-2}, "methods": [{"method": "linear"}],
+        "ensembles": [], "references": ["best_zero_shot"],
+    }  # fmt: skip
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    out = tmp_path / "out"
+    assert run("sweep", tmp_path / "grid.yaml", "-o", out).code == 0
+    found = run("runs", "predict", out / "pool", "--store", out, "-o", tmp_path / "effects.json", "--json")
+    assert found.code == 0, found.err
+    rows = json.loads(found.out)
+    assert {(one["name"], one["what"], one["targets"]) for one in rows} == {
+        ("linear", "gain", 4),
+        ("linear", "effect", 4),
+    }
+    assert {one["needs"] for one in rows} == {"text", "labels", "self"}
+    told = json.loads((tmp_path / "effects.json").read_text())
+    assert {one["name"] for one in told["lines"]} == {"linear"}
+    told["lines"] = [{**one, "helps": False} for one in told["lines"]]
+    (tmp_path / "effects.json").write_text(json.dumps(told))
+    decided = run(
+        "auto", out / "pool", tmp_path / "model", "--target", "sw-KE", "--exclude-target", "--labels", "none", "-k", "2",
+        "--evidence", out, "--effects", tmp_path / "effects.json",
+    )  # fmt: skip
+    assert decided.code == 0, decided.err
+    record = json.loads((tmp_path / "model" / "langmerge_decision.json").read_text())
+    assert record["evidence"]["linear"]["origin"] == f"the store {out}"
+    assert record["evidence"]["linear"]["cells"] == 3
+    assert record["evidence"]["wudi"]["origin"].startswith("MASSIVE")

@@ -335,3 +335,20 @@ def test_a_grid_says_what_is_wrong_with_references_and_shares(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         grid(place, **changes)
+
+
+def test_fewer_test_rows_are_other_cells(found: Swept, place: Path) -> None:
+    asked = grid(
+        place, seeds=[0], selectors=["measured"], methods=[{"method": "linear"}], ensembles=[], test_limit=20
+    )
+    with Store(place / "few.sqlite") as opened:
+        few = run_sweep(asked, place / "out", store=opened)
+        assert few.failed == ()
+        runs = [one.run for one in opened.outcomes(few.sweep.signature)]
+    assert {(score.split, score.rows) for run in runs if run for score in run.scores} == {
+        ("dev", 24),
+        ("test", 20),
+    }
+    assert not {one.signature for one in few.studies[0].rows} & {
+        one.signature for one in found.studies[0].rows
+    }

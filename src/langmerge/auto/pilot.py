@@ -11,7 +11,9 @@ import numpy as np
 
 from langmerge import __version__
 from langmerge.auto.decision import Judged, Rung, halved, judged
+from langmerge.auto.effect import read_effects
 from langmerge.auto.evidence import MEASURED, Evidence
+from langmerge.auto.features import PoolFeatures
 from langmerge.auto.options import OWN, Option, options
 from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
@@ -57,6 +59,8 @@ class Question:
         text: unlabelled text of the target to refine on; none: nothing is refined.
         refinement: how.
         evidence: gains elsewhere, by candidate; those of `langmerge.auto.evidence.MEASURED` by default.
+        effects: a file of `langmerge.auto.effect`: gains predicted for this target stand in for those elsewhere, of the
+            candidates for which it was seen that this is better.
         test: report the choice and the reference on test, once.
     """
 
@@ -73,6 +77,7 @@ class Question:
     text: Unlabelled | None = None
     refinement: Refinement = field(default_factory=lambda: Refinement(rounds=2))
     evidence: Mapping[str, Evidence] | None = None
+    effects: Path | None = None
     test: bool = False
 
     @property
@@ -114,12 +119,28 @@ class Pilot:
             raise InputError("--by measured looks at labels of the target: leave it out, or say --labels dev")
         chosen = self._selection()
         self.sources, self.shares = chosen.sources, chosen.coefficients
+        if question.effects is not None:
+            self.evidence = {**self.evidence, **self._predicted(question.effects)}
         found = options(question.mode, statistics=question.statistics, refines=question.text is not None)
         if len(self.sources) < 2:
             found = [one for one in found if one.choice is None]
         self.options: dict[str, Option] = {one.name: one for one in found}
         # What another question has left there is not taken for this one's.
         self.work = work / signature(self.inputs)
+
+    def _predicted(self, file: Path) -> dict[str, Evidence]:
+        asked = self.question
+        needs = "labels" if asked.labels == "dev" else "text"
+        if needs == "text" and not asked.statistics:
+            raise InputError("--effects runs the experts on the target's text: leave out --no-statistics")
+
+        def features() -> Mapping[str, float]:
+            text = None if asked.labels == "dev" else self._text
+            selectors = PoolSelectors(asked.pool, data=asked.data, own_evaluator=self.evaluator(asked.rows))
+            own = PoolFeatures(selectors, text=text, experts=self.sources, progress=self.progress)
+            return own.of(asked.target, self.sources, needs=needs)
+
+        return read_effects(file, task=asked.task.name, mode=asked.mode, needs=needs, features=features)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:

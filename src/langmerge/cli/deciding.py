@@ -58,6 +58,12 @@ def auto(
             metavar="STORE",
         ),
     ] = None,
+    effects: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of langmerge runs predict: gains predicted for this target count, where prediction was seen to help."
+        ),
+    ] = None,
     store: StoreOption = None,
     overwrite: Overwrite = False,
     data: Data = None,
@@ -76,7 +82,7 @@ def auto(
     question = Question(
         opened, task, locale, data=data, labels="dev" if labels == "dev" else "none", rows=rows, k=k, by=by,
         include_target=False if exclude_target else None, statistics=not no_statistics,
-        text=_text(text, task, locale, texts), test=test,
+        text=_text(text, task, locale, texts), effects=effects, test=test,
     )  # fmt: skip
     if evidence is not None:
         question = replace(question, evidence=_evidence(evidence, question))

@@ -1,15 +1,16 @@
-"""runs list, best, compare, export, hindsight."""
+"""runs list, best, compare, export, hindsight, predict."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langmerge.cli.console import print_table, say, show
-from langmerge.cli.options import Json, Overwrite
+from langmerge.cli.console import bars, print_table, say, show
+from langmerge.cli.options import Data, Json, Overwrite
 from langmerge.errors import InputError
 
 if TYPE_CHECKING:
+    from langmerge.pool import Pool
     from langmerge.results.store import Store
 
 Place = Annotated[
@@ -134,6 +135,8 @@ def hindsight(
     """What the rule of langmerge auto, and simpler ones, would have chosen on a store's cells, and what that costs on test."""
     from langmerge.auto.hindsight import cases, judge, rules_for
 
+    _mode(mode)
+    # A single expert's cell has one mode and serves both: all are read.
     among = cases(_outcomes(store, None, None, sweep), mode)
     found = [judge(rule, among, mode, rows=rows, draws=draws) for rule in rules_for(among)]
 
@@ -164,6 +167,85 @@ def hindsight(
     show(as_json, found, people)
 
 
+@group.command()
+def predict(
+    pools: Annotated[
+        list[Path], typer.Argument(help="The pools of the store's cells, one for each seed.", metavar="POOL…")
+    ],
+    store: Place = "store.sqlite",
+    mode: Annotated[str, typer.Option(help="ExcTar or IncTar.")] = "ExcTar",
+    sweep: SweepName = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Write what predicts here (JSON), for langmerge auto --effects."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Can a merge's gain and effect be told before it is made? Each target by a model of the others, against their mean."""
+    from langmerge.auto.effect import all_predicted, examples, write_effects
+    from langmerge.auto.features import PoolFeatures
+    from langmerge.pool import Pool
+    from langmerge.similarities import PoolSelectors
+
+    outcomes = _outcomes(store, None, mode, sweep)
+    by_seed: dict[int, PoolFeatures] = {}
+    for folder in pools:
+        pool = Pool.load(folder)
+        seed = _seed(pool)
+        if seed in by_seed:
+            raise InputError(
+                f"pool {folder}: another pool given has seed {seed} too: name one pool for each seed"
+            )
+        by_seed[seed] = PoolFeatures(PoolSelectors(pool, data=data, progress=bars), progress=bars)
+
+    def features(seed: int, target: str, sources: Any) -> Any:
+        if seed not in by_seed:
+            raise InputError(
+                f"the store has cells of seed {seed}, and no pool given has it: name its pool too"
+            )
+        has_own = target in by_seed[seed].selectors.pool.locales
+        return by_seed[seed].of(target, sources, needs="self" if has_own else "labels")
+
+    found = examples(outcomes, mode, features)
+    judged = all_predicted(found)
+    tasks = {one.run.task for one in outcomes if one.run is not None}
+    helping = write_effects(out, found, judged, task=tasks.pop(), mode=mode) if out is not None else []
+
+    def people() -> None:
+        header = [
+            "merge",
+            "what",
+            "features",
+            "model",
+            "error",
+            "of the mean",
+            "better, 95 %",
+            "rank correlation",
+        ]
+        lines = [
+            [
+                one.name, one.what, one.needs, one.model, f"{one.error:.2f}", f"{one.constant:.2f}",
+                f"{one.better:+.2f} [{one.low:+.2f}, {one.high:+.2f}]", f"{one.spearman:+.2f}",
+            ]
+            for one in judged
+        ]  # fmt: skip
+        print_table(f"{mode}: mean absolute error, points, targets left out", header, lines)
+        say("better: than the other targets' mean; the interval is over targets")
+        if out is not None:
+            say(f"written to {out}; it helps to predict: {', '.join(helping) or 'nothing'}")
+
+    show(as_json, judged, people)
+
+
+def _seed(pool: "Pool") -> int:
+    """Of its experts' training."""
+    seeds = {one.training.get("settings", {}).get("seed") for one in pool.experts.values()}
+    if len(seeds) != 1 or not isinstance(found := seeds.pop(), int):
+        raise InputError(f"pool {pool.root}: its experts are of no one seed, so its cells cannot be told")
+    return found
+
+
 def opened(store: str) -> "Store":
     """A store that is there.
 
@@ -184,11 +266,16 @@ def opened(store: str) -> "Store":
     return Store(place)
 
 
+def _mode(mode: str | None) -> str | None:
+    if mode not in (None, "ExcTar", "IncTar"):
+        raise InputError(f"--mode {mode}: it is ExcTar or IncTar")
+    return mode
+
+
 def _outcomes(store: str, target: str | None, mode: str | None, sweep: str | None) -> list[Any]:
     from langmerge.locales import canonical_locale
 
-    if mode not in (None, "ExcTar", "IncTar"):
-        raise InputError(f"--mode {mode}: it is ExcTar or IncTar")
+    _mode(mode)
     where: dict[str, Any] = {"mode": mode, "target": canonical_locale(target) if target else None}
     where = {key: value for key, value in where.items() if value is not None}
     with opened(store) as kept:

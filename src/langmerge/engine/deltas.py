@@ -1,4 +1,4 @@
-"""Dot products of experts' task vectors, over all that a merge would merge: streamed, nothing is held."""
+"""Task vectors of experts in pairs, over all that a merge would merge: dot products and signs; streamed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from langmerge.checkpoint import open_checkpoint
+from langmerge.coefficients import group_of
 from langmerge.engine.planning import make_plan
 from langmerge.engine.stream import Stream
 from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
+
+SIGNS = 1 << 23
+"""Entries that are counted at once."""
 
 
 def delta_gram(
@@ -35,3 +40,43 @@ def delta_gram(
     )
     places = [list(plan.sources).index(name) for name in experts]
     return np.asarray(found[np.ix_(places, places)])
+
+
+def sign_agreement(
+    base: Path, experts: Mapping[str, Path], *, progress: Progress = silent
+) -> Float64[np.ndarray, "n n"]:
+    """Of the entries that both of a pair have moved, the share that they have moved in the same direction.
+
+    The head is left out: its rows are labels, and every expert moves them.
+
+    Args:
+        base: folder of the base.
+        experts: their folders by name, two or more; rows and columns have their order.
+        progress: told about every tensor.
+
+    Returns:
+        Shares in [0, 1], 1 on the diagonal; NaN for a pair that has moved nothing in common.
+
+    Raises:
+        PlanError: they cannot be merged.
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    plan = make_plan(Recipe(base=base, sources=dict(experts), method="linear"))
+    tensors = [t for t in plan.written if t.treatment == "merged" and t.base and group_of(t.name) != "head"]
+    opened, own = [open_checkpoint(folder) for folder in experts.values()], open_checkpoint(base)
+    same, both = (np.zeros((len(opened), len(opened))) for _ in range(2))
+    with progress("signs", len(tensors)) as advance:
+        for tensor in tensors:
+            start = own.read_finite(tensor.name)
+            moved = np.stack(
+                [(one.read_finite(tensor.name) - start).sign().numpy().reshape(-1) for one in opened]
+            )
+            for first in range(0, moved.shape[1], SIGNS):
+                # Counts in float32 are exact up to 2²⁴.
+                part = moved[:, first : first + SIGNS]
+                touched = np.abs(part)
+                counted = (touched @ touched.T).astype(np.float64)
+                both += counted
+                same += ((part @ part.T) + counted) / 2
+            advance(1)
+    return np.divide(same, both, out=np.full_like(same, np.nan), where=both > 0)

@@ -27,7 +27,7 @@ class Ground:
         root: the pool's folder.
         data: where the task's data is.
         sources: experts that targets may use; each its own as well.
-        limit: at most so many dev rows.
+        limits: at most so many rows of a split.
         seed: of the experts' training.
         state: of experts and matrix: what a process has read of another state is not taken for this one's.
         joint: how one model is trained on the data of several sources.
@@ -36,7 +36,7 @@ class Ground:
     root: Path
     data: Path | None
     sources: tuple[str, ...]
-    limit: int | None
+    limits: tuple[tuple[str, int | None], ...]
     seed: int
     state: str
     joint: Training | None = None
@@ -62,7 +62,7 @@ class Desk:
         self.ground = ground
         pool = Pool.load(ground.root)
         task = load_task(pool.task, data=ground.data)
-        self.evaluator = PoolEvaluator(pool, task, limits={"dev": ground.limit})
+        self.evaluator = PoolEvaluator(pool, task, limits=dict(ground.limits))
         self.scorer = CandidateScorer(self.evaluator)
         self._boards: dict[str, TargetBoard] = {}
 

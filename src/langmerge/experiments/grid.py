@@ -94,6 +94,7 @@ class Grid(BaseModel):
             of them.
         columns: locales the experts are measured on: `all` for the whole picture, `targets` where time is short.
         matrix_limit: dev rows per locale behind the choice of sources and the verdict; all by default.
+        test_limit: test rows per locale that everything is reported on; all by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,6 +115,7 @@ class Grid(BaseModel):
     joint: Training | None = None
     columns: Literal["all", "targets"] = "all"
     matrix_limit: int | None = Field(None, ge=1)
+    test_limit: int | None = Field(None, ge=1)
 
     @field_validator("sources", "targets")
     @classmethod

@@ -172,7 +172,8 @@ def pool_folder(grid: Grid, out: Path, seed: int) -> Path:
 def _ground(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:
     root = pool_folder(grid, out, seed).absolute()
     state = signature([(root / name).read_text() for name in ("pool.yaml", "transfer.dev.json")])
-    return Ground(root, data, grid.sources, grid.matrix_limit, seed, state, grid.joint_training(seed))
+    limits = (("dev", grid.matrix_limit), ("test", grid.test_limit))
+    return Ground(root, data, grid.sources, limits, seed, state, grid.joint_training(seed))
 
 
 def planned(grid: Grid, grounds: Sequence[Ground]) -> list[Work]:
