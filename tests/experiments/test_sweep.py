@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import langmerge.experiments.board as board_module
+from langmerge.checkpoint import folder_signature
 from langmerge.errors import OutputError, RecipeError
+from langmerge.evaluate import evaluate_model
 from langmerge.experiments import Grid, Swept, Workers, estimate, run_sweep
 from langmerge.experiments import sweep as module
 from langmerge.experiments.places import places
@@ -20,6 +23,7 @@ from langmerge.results.ensembles import ENSEMBLES
 from langmerge.results.records import Outcome
 from langmerge.results.store import Store
 from langmerge.tasks import load_task
+from langmerge.training import train_pool
 from tests.experiments.conftest import tiny_grid
 
 METHODS = [{"method": "linear"}, {"method": "ties", "vary": {"density": [0.2, 0.5]}}]
@@ -352,3 +356,40 @@ def test_fewer_test_rows_are_other_cells(found: Swept, place: Path) -> None:
     assert not {one.signature for one in few.studies[0].rows} & {
         one.signature for one in found.studies[0].rows
     }
+
+
+def test_merges_are_written_if_asked_for_and_are_what_was_scored(found: Swept, place: Path) -> None:
+    asked = grid(
+        place, seeds=[0], selectors=["measured"], methods=METHODS[:1], ensembles=[], references=["self"]
+    )
+    with Store(place / "models.sqlite") as opened:
+        assert run_sweep(asked, place / "out", store=opened).failed == ()
+        assert not (place / "out" / "models").exists()
+        # Cells that are done get theirs too, and stay as they are.
+        again = run_sweep(asked, place / "out", store=opened, keep_models=True)
+        (merge,) = opened.outcomes(again.sweep.signature, kind="merge")
+        assert again.filled == 1
+        assert [folder.name for folder in (place / "out" / "models").iterdir()] == [merge.cell.signature]
+        assert run_sweep(asked, place / "out", store=opened, keep_models=True).filled == 0
+    assert merge.run is not None
+    task = load_task(asked.task)
+    scored = evaluate_model(place / "out" / "models" / merge.cell.signature, task, ["sw-KE"])["sw-KE"]
+    test = next(one for one in merge.run.scores if one.split == "test")
+    assert test.correct is not None
+    np.testing.assert_array_equal(scored.correct, test.correct)
+
+
+def test_ray_trains_the_same_experts(place: Path, found: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["src", os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    task, training = load_task(grid(place).task), grid(place).trainings[0]
+    first = Pool.load(place / "out" / "pool")
+    pool = train_pool(
+        place / "by-ray", base=Path(grid(place).base), task=task, locales=["sw-KE", "de-DE"], training=training,
+        executor="ray",
+    )  # fmt: skip
+    assert set(pool.locales) == {"de-DE", "sw-KE"}
+    for locale in pool.locales:
+        assert folder_signature(pool.expert(locale)) == folder_signature(first.expert(locale))
+        assert pool.experts[locale].training["signature"] == first.experts[locale].training["signature"]

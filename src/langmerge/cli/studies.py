@@ -54,6 +54,12 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try cells again that have failed.")
     ] = False,
+    keep_models: Annotated[
+        bool,
+        typer.Option(
+            "--keep-models", help="Write every merge as a model into OUT/models, by its cell's signature."
+        ),
+    ] = False,
     executor: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     ray_address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster that sees OUT; without it one is started here.")
@@ -75,7 +81,10 @@ def sweep(
         show(as_json, found, lambda: _costs(found))
         return
     workers = Workers(executor, ray_address, gpus)
-    _run(read, out, data, as_json, store=store, name=name or grid.stem, workers=workers, retry=retry_failed)
+    _run(
+        read, out, data, as_json, store=store, name=name or grid.stem, workers=workers, retry=retry_failed,
+        keep_models=keep_models,
+    )  # fmt: skip
 
 
 def _check_out(out: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
+from langmerge.engine import merge
 from langmerge.evaluate import PoolEvaluator, score
 from langmerge.experiments.candidates import Candidate, CandidateScorer
 from langmerge.experiments.places import Place
@@ -143,15 +144,22 @@ class TargetBoard:
         others = [source for source in self.matrix.sources if source != self.target]
         return max(others, key=lambda source: (float(self.test(source).correct.mean()), source))
 
-    def _merge(self, place: Place) -> Found:
+    def write(self, place: Place, out: Path) -> None:
+        """The merge of a place as a model."""
+        merge(self.scorer.recipe(self._candidate(place)), out)
+
+    def _candidate(self, place: Place) -> Candidate:
         if place.choice is None:
             raise ValueError(f"a merge without a method: {place}")
-        candidate = Candidate(self.target, place.mode, place.choice, self.selection(place))
+        return Candidate(self.target, place.mode, place.choice, self.selection(place))
+
+    def _merge(self, place: Place) -> Found:
+        candidate = self._candidate(place)
         own = {split: self.scorer.logits(candidate, split) for split in SPLITS}
         return self._run(
             place.what, candidate.selection.sources, own,
             kept={split: self.scorer.kept(candidate, split) for split in SPLITS},
-            method=place.choice.method, parameters=place.choice.parameters,
+            method=candidate.choice.method, parameters=candidate.choice.parameters,
             coefficients=candidate.selection.coefficients.values,
         )  # fmt: skip
 

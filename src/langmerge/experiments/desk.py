@@ -44,11 +44,25 @@ class Ground:
 
 @dataclass(frozen=True)
 class Work:
-    """One cell."""
+    """One cell.
+
+    Attributes:
+        ground: the pool.
+        place: what is to stand there.
+        cell: its signature.
+        models: folder that its merge is written into as well, if it is one.
+    """
 
     ground: Ground
     place: Place
     cell: Cell
+    models: Path | None = None
+
+    def lacks_model(self, models: Path | None) -> bool:
+        """Whether its merge is to be written and is not there."""
+        return (
+            models is not None and self.place.kind == "merge" and not (models / self.cell.signature).exists()
+        )
 
 
 class Desk:
@@ -96,7 +110,11 @@ def fill(work: Work) -> Outcome:
     """Work on a cell; whatever goes wrong with it is its outcome, and stops nothing else."""
     started = time.perf_counter()
     try:
-        return desk(work.ground).board(work.place.target).outcome(work.cell, work.place)
+        board = desk(work.ground).board(work.place.target)
+        outcome = board.outcome(work.cell, work.place)
+        if work.models is not None and work.lacks_model(work.models):
+            board.write(work.place, work.models / work.cell.signature)
+        return outcome
     except Exception as error:  # A sweep of days must not end with one cell.
         return failed(work, error, time.perf_counter() - started)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from langmerge.results.study import Study
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import load_task
 from langmerge.training import base_name, ensure_base, train_pool
+
+MODELS = "models"
+"""In a sweep's folder, where merges are written, if they are to be."""
 
 STORE = "store.sqlite"
 """In a sweep's folder, where no other store is asked for."""
@@ -75,6 +78,7 @@ def run_sweep(
     data: Path | None = None,
     workers: Workers = Workers(),
     retry: bool = False,
+    keep_models: bool = False,
     progress: Progress = silent,
 ) -> Swept:
     """Do what a grid says; everything finished is kept, and a second call goes on from there.
@@ -89,6 +93,7 @@ def run_sweep(
         data: where the task's data is.
         workers: who works on cells.
         retry: try cells again that have failed.
+        keep_models: write every merge as a model, `out`/models/<signature of its cell>; those of cells that are done too.
         progress: told about every step.
 
     Raises:
@@ -105,7 +110,12 @@ def run_sweep(
         kept.plan(sweep, cells)
         states = kept.states(cells)
         again = {"done"} if retry else {"done", "failed"}
-        todo = [work for work in works if states.get(work.cell.signature) not in again]
+        models = out / MODELS if keep_models else None
+        todo = [
+            replace(work, models=models)
+            for work in works
+            if states.get(work.cell.signature) not in again or work.lacks_model(models)
+        ]
         with progress("cells", len(works)) as advance:
             advance(len(works) - len(todo))
             for _, outcome in executed(
@@ -152,7 +162,8 @@ def prepare(
     for training in grid.trainings:
         pool = train_pool(
             pool_folder(grid, out, training.seed), base=base, task=task, locales=grid.locales,
-            training=training, progress=progress,
+            training=training, executor=workers.executor, address=workers.address, gpus=workers.gpus, data=data,
+            progress=progress,
         )  # fmt: skip
         evaluator = PoolEvaluator(pool, task, limits={"dev": grid.matrix_limit})
         transfer_matrix(

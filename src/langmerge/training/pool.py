@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from langmerge import __version__
 from langmerge.checkpoint import folder_signature, new_folder
 from langmerge.errors import PoolError
+from langmerge.executors import executed
 from langmerge.models import (
     PROVENANCE_FILE,
     encode,
@@ -26,7 +27,7 @@ from langmerge.models import (
 from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
-from langmerge.tasks import Examples, Task
+from langmerge.tasks import Examples, Task, load_task
 from langmerge.training.bases import ORIGIN
 from langmerge.training.expert import train_expert
 
@@ -89,6 +90,10 @@ def train_pool(
     task: Task,
     locales: Sequence[str],
     training: Training,
+    executor: str = "local",
+    address: str | None = None,
+    gpus: float = 0.0,
+    data: Path | None = None,
     progress: Progress = silent,
 ) -> Pool:
     """Train what is missing of a pool; experts that are there with the same signature are kept.
@@ -99,27 +104,70 @@ def train_pool(
         task: what to train for.
         locales: one expert each.
         training: settings.
-        progress: told about every training step.
+        executor: `local`, or `ray`: experts are trained on a cluster that sees the pool's folder.
+        address: of the cluster.
+        gpus: of an expert, as Ray counts them.
+        data: where the workers of a cluster find the task's data.
+        progress: told about every training step; on a cluster about every expert.
 
     Raises:
+        InputError: there is no such executor.
         PoolError: the pool exists with another base, task or head seed.
         LocaleError: the task has no such locale (found before anything is trained).
     """
     for locale in locales:
         training.rows(task.load(locale, "train"))
     pool = open_pool(root, base=base, task=task, seed=training.seed)
-    for locale in locales:
-        wanted = expert_signature(pool, task, locale, training)
-        if locale in pool.experts and pool.experts[locale].training.get("signature") == wanted:
-            continue
-        record = _train(pool, task, [locale], training, root / "experts" / locale, progress)
-        # Another process may be training other locales of this pool.
-        with FileLock(root / ".pool.lock"):
-            pool = Pool.load(root).with_expert(
-                locale, root / "experts" / locale, {**record, "signature": wanted}
-            )
-            pool.save()
-    return pool
+    missing = [locale for locale in locales if not _is_trained(pool, task, locale, training)]
+    if executor == "local":
+        for locale in missing:
+            _train_into(root, task, locale, training, progress)
+        return Pool.load(root)
+    works = [ExpertWork(root.absolute(), data, locale, training) for locale in missing]
+    with progress("experts", len(works)) as advance:
+        for _ in executed(train_one, works, executor=executor, address=address, gpus=gpus):
+            advance(1)
+    return Pool.load(root)
+
+
+@dataclass(frozen=True)
+class ExpertWork:
+    """One expert to train, as it can be sent to another process.
+
+    Attributes:
+        root: the pool's folder.
+        data: where the task's data is.
+        locale: of the expert.
+        training: settings.
+    """
+
+    root: Path
+    data: Path | None
+    locale: str
+    training: Training
+
+
+def train_one(work: ExpertWork) -> str:
+    """Train an expert into its pool; gives its locale."""
+    task = load_task(Pool.load(work.root).task, data=work.data)
+    _train_into(work.root, task, work.locale, work.training, silent)
+    return work.locale
+
+
+def _is_trained(pool: Pool, task: Task, locale: str, training: Training) -> bool:
+    known = pool.experts.get(locale)
+    return known is not None and known.training.get("signature") == expert_signature(
+        pool, task, locale, training
+    )
+
+
+def _train_into(root: Path, task: Task, locale: str, training: Training, progress: Progress) -> None:
+    pool, folder = Pool.load(root), root / "experts" / locale
+    record = _train(pool, task, [locale], training, folder, progress)
+    record["signature"] = expert_signature(pool, task, locale, training)
+    # Another process may be training other locales of this pool.
+    with FileLock(root / ".pool.lock"):
+        Pool.load(root).with_expert(locale, folder, record).save()
 
 
 def expert_signature(pool: Pool, task: Task, locale: str, training: Training) -> str:
