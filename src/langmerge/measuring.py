@@ -146,7 +146,7 @@ def measure_grams(
         wanted: sources and text.
         out: a folder; gets `<source>.safetensors` and `recipe.yaml`.
         plus: RegMean++: inputs that come through the merged layers before.
-        head_only: of the head's inputs alone, for recipes that say `head: regmean`: less than a megabyte a source.
+        head_only: of the inputs of the head's layers alone, for recipes that say `head: regmean`: small files.
         parameters: of `regmean`, for the recipe and for what `plus` merges on the way.
         overwrite: replace statistics that were made in another way.
         progress: told of sources and texts.

@@ -171,6 +171,9 @@ def test_the_targets_own_expert_and_weights(run: Run, pool: Pool) -> None:
         assert sum(weights[how].values()) == pytest.approx(1)
         assert found["provenance"]["temperature"] == (None if how == "uniform" else 0.1)
     assert len({json.dumps(one) for one in weights.values()}) == 3
+    own = document(run, *command, "--own", "0.9")["values"]["model"]
+    assert own["sw-KE"] == 0.9
+    assert sum(own.values()) == pytest.approx(1)
     warm = document(run, *command, "--weights", "softmax", "--temperature", "50")["values"]["model"]
     assert warm == pytest.approx(weights["uniform"], abs=0.01)
 
@@ -364,6 +367,7 @@ SELECT = ["select", "POOL", "--target", "sw-KE", "-k", "2", "-o", "c.json"]
             ["select", "POOL", "--target", ABSENT, "-k", "2", "--by", "typology", "--include-target"],
             [ABSENT, "no expert"],
         ),
+        (["select", "POOL", "--target", "sw-KE", "-k", "2", "--own", "0.9"], ["--own", "--include-target"]),
         (["estimate", "POOL", "--by", "taste"], ["'taste'", "agreement_line"]),
         (["estimate", "POOL", "--target", "xx-nowhere"], ["'xx-nowhere'"]),
         (["estimate", "POOL", "--target", ABSENT, "--html", "e.html"], ["--target"]),

@@ -181,6 +181,27 @@ def test_grams_and_the_merge_by_them(run: Run, pool: Pool, tmp_path: Path) -> No
     assert treatments["classifier.dense.weight"] == "unchanged"
 
 
+def test_the_heads_gram_alone_merges_the_head_to_the_same_bytes(run: Run, pool: Pool, tmp_path: Path) -> None:
+    line = ("learn", "gram", pool.root, "--target", ABSENT, "--sources", "de-DE,fr-FR", "--rows", 8)
+    document(run, *line, "-o", tmp_path / "all")
+    document(run, *line, "--head-only", "-o", tmp_path / "head")
+    whole, head = (open_statistics(tmp_path / name / "fr-FR.safetensors") for name in ("all", "head"))
+    assert HEAD in head.tensors
+    assert QUERY not in head.tensors
+    assert set(head.tensors) == {name for name in whole.tensors if name.startswith("classifier.")}
+    # Whatever the body is merged by.
+    merged = {}
+    for name in ("all", "head"):
+        recipe = yaml.safe_load((tmp_path / name / "recipe.yaml").read_text()) | {"method": "linear"}
+        (tmp_path / name / "linear.yaml").write_text(yaml.safe_dump(recipe))
+        document(run, "merge", tmp_path / name / "linear.yaml", tmp_path / f"merged {name}")
+        merged[name] = (tmp_path / f"merged {name}" / "model.safetensors").read_bytes()
+    assert merged["all"] == merged["head"]
+    assert yaml.safe_load((tmp_path / "head" / "recipe.yaml").read_text())["method"] == "linear"
+    refused(run(*line, "--head-only", "--plus", "-o", tmp_path / "both"), "leave out the head alone, or plus")
+    refused(run(*line, "--head-only", "-o", tmp_path / "all"), "was made in another way")
+
+
 def test_regmean_plus(run: Run, pool: Pool, tmp_path: Path) -> None:
     line = ("learn", "gram", pool.root, "--target", ABSENT, "--sources", "de-DE,fr-FR", "--rows", 8, "--plus")
     document(run, *line, "-o", tmp_path / "out")

@@ -124,6 +124,12 @@ def select(
         float | None,
         typer.Option(help="Of softmax and sinkhorn, in the unit of the scores (0.1; composite: 1)."),
     ] = None,
+    own: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="IncTar: the share of the target's own expert; --weights share out the rest."
+        ),
+    ] = None,
     joint: Annotated[
         str,
         typer.Option(
@@ -154,6 +160,8 @@ def select(
     """Choose sources for a target, and weight them."""
     from langmerge.choosing import Wish, choose, compared
 
+    if own is not None and not include_target:
+        raise InputError("--own is the share of the target's own expert: say --include-target too")
     selectors = _selectors(pool, data, features, how, limit)
     wish = Wish(
         target=canonical_locale(target),
@@ -165,6 +173,7 @@ def select(
         joint=joint,
         trade=trade,
         scores=named_numbers(scores, "--scores") if scores else None,
+        own=own,
     )
     if compare:
         if out is not None:
