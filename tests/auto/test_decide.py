@@ -14,7 +14,7 @@ from langmerge.auto import pilot as pilot_module
 from langmerge.auto import run as run_module
 from langmerge.auto.pilot import Pilot
 from langmerge.checkpoint import folder_signature
-from langmerge.errors import OutputError
+from langmerge.errors import InputError, OutputError
 from langmerge.evaluate import evaluate_model
 from langmerge.models import load_classifier
 from langmerge.pool import Pool
@@ -131,6 +131,28 @@ def test_with_an_own_expert_it_is_the_reference(pool: Pool, task: Task, tmp_path
         tmp_path / "exc",
     )
     assert "sw-KE" not in out.sources
+
+
+@pytest.mark.parametrize("labels", ["dev", "none"])
+def test_learned_coefficients_are_tried_if_asked_for(
+    pool: Pool, task: Task, tmp_path: Path, labels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pilot_module, "LEARN", {**pilot_module.LEARN, "steps": 3, "check_every": 1})
+    evidence = {**NEVER, "learned": Evidence(90.0, 0.0, 1000, "by hand")}
+    asked = question(
+        pool, task, labels=labels, evidence=evidence, text=task_text(task, ABSENT), learned=True,
+        refinement=Refinement(epochs=1, lr=1e-3),
+    )  # fmt: skip
+    found = decide(asked, tmp_path / "out")
+    assert found.choice == "learned"
+    assert len(found.sources) == 3
+    record = json.loads((tmp_path / "out" / "langmerge.json").read_text())
+    weights = record["recipe"]["coefficients"]["values"]
+    # By block, and no longer equal.
+    assert len(weights) > 1
+    assert len({value for row in weights.values() for value in row.values()}) > 1
+    with pytest.raises(InputError, match="give --text"):
+        decide(replace(asked, text=None), tmp_path / "none")
 
 
 def test_a_refined_model_is_tried_and_may_win(pool: Pool, task: Task, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ MEASURED: Mapping[str, Mapping[str, Evidence]] = {
         "ties": Evidence(0.79, 1.89, 12, MASSIVE),
         "wudi": Evidence(3.48, 0.86, 12, MASSIVE),
         "wudi+head": Evidence(4.02, 0.86, 12, MASSIVE),
+        # AdaMerging by block to the sources' vote, head frozen.
+        "learned": Evidence(1.48, 0.50, 8, MASSIVE),
         # Of wudi+head, whatever is refined here.
         "refined": Evidence(6.90, 2.16, 4, MASSIVE),
     },

@@ -16,13 +16,15 @@ class Option:
     Attributes:
         name: as evidence and records call it.
         what: for people.
-        choice: of the merge; None for a single expert or a refined model.
+        choice: of the merge; None for a single expert, or what is learned or refined.
+        learns: whether its coefficients are learned on the target's text.
         refines: whether it is the best of the others, refined on the target's text.
     """
 
     name: str
     what: str
     choice: MethodChoice | None = None
+    learns: bool = False
     refines: bool = False
 
     @property
@@ -31,13 +33,14 @@ class Option:
         return self.choice.name if self.choice is not None else None
 
 
-def options(mode: str, *, statistics: bool, refines: bool) -> list[Option]:
+def options(mode: str, *, statistics: bool, refines: bool, learns: bool = False) -> list[Option]:
     """All candidates, from simple to not so simple; the first is the reference.
 
     Args:
         mode: ExcTar or IncTar.
         statistics: the experts can be run on unlabelled text of the target.
         refines: there is text to refine a model on.
+        learns: coefficients are to be learned on it too.
     """
     single = Option("single", "the best single expert, not merged") if mode == "ExcTar" else Option(
         "single", "the target's own expert, not merged"
@@ -56,6 +59,8 @@ def options(mode: str, *, statistics: bool, refines: bool) -> list[Option]:
     # No evidence that anything else helps where labels of the target were trained on.
     if mode == "ExcTar" and statistics:
         found.append(merge("wudi+head", "WUDI, the head by RegMean", "wudi", head="regmean"))
+    if learns:
+        found.append(Option("learned", "coefficients learned on the target's text, by block", learns=True))
     if refines:
         found.append(Option("refined", "the best of the others, refined on the target's text", refines=True))
     return found

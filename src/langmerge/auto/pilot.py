@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from langmerge import __version__
+from langmerge.adapting import Problem, adapt
 from langmerge.auto.decision import Judged, Rung, halved, judged
 from langmerge.auto.effect import read_effects
 from langmerge.auto.evidence import MEASURED, Evidence
@@ -20,6 +21,7 @@ from langmerge.choosing import Wish, choose
 from langmerge.engine import make_plan, merge, recipe_payload
 from langmerge.errors import InputError
 from langmerge.evaluate import PoolEvaluator, transfer_matrix
+from langmerge.learned.settings import settings_of
 from langmerge.measuring import head_statistics
 from langmerge.models import load_classifier
 from langmerge.pool import Pool
@@ -33,6 +35,12 @@ from langmerge.tasks import Task, Unlabelled, task_text
 from langmerge.training import Refinement, refine_folder
 
 Labels = Literal["dev", "none"]
+
+LEARN: Mapping[str, Any] = {
+    "groups": "block", "objective": "teacher", "steps": 60, "batch_size": 32, "lr": 5e-3, "check_every": 20, "anchor": 0.0,
+    "held_out": 0.0, "freeze": ("head",),
+}  # fmt: skip
+"""As it was measured (docs/results.md): by block, to the vote of the sources."""
 
 LOOKED_AT = 512
 """Unlabelled texts on which a merge must still say what its sources say."""
@@ -58,6 +66,7 @@ class Question:
         statistics: the experts may be run on the task's train text of the target, without labels.
         text: unlabelled text of the target to refine on; none: nothing is refined.
         refinement: how.
+        learned: learn coefficients on the text too. Not by default: it costs minutes, and has lost to equal weights.
         evidence: gains elsewhere, by candidate; those of `langmerge.auto.evidence.MEASURED` by default.
         effects: a file of `langmerge.auto.effect`: gains predicted for this target stand in for those elsewhere, of the
             candidates for which it was seen that this is better.
@@ -76,6 +85,7 @@ class Question:
     statistics: bool = True
     text: Unlabelled | None = None
     refinement: Refinement = field(default_factory=lambda: Refinement(rounds=2))
+    learned: bool = False
     evidence: Mapping[str, Evidence] | None = None
     effects: Path | None = None
     test: bool = False
@@ -121,9 +131,16 @@ class Pilot:
         self.sources, self.shares = chosen.sources, chosen.coefficients
         if question.effects is not None:
             self.evidence = {**self.evidence, **self._predicted(question.effects)}
-        found = options(question.mode, statistics=question.statistics, refines=question.text is not None)
+        if question.learned and question.text is None:
+            raise InputError("coefficients are learned on text of the target: give --text")
+        found = options(
+            question.mode,
+            statistics=question.statistics,
+            refines=question.text is not None,
+            learns=question.learned,
+        )
         if len(self.sources) < 2:
-            found = [one for one in found if one.choice is None]
+            found = [one for one in found if one.choice is None and not one.learns]
         self.options: dict[str, Option] = {one.name: one for one in found}
         # What another question has left there is not taken for this one's.
         self.work = work / signature(self.inputs)
@@ -152,7 +169,7 @@ class Pilot:
             "task": asked.task.name, "revision": asked.task.revision, "target": asked.target, "mode": asked.mode,
             "labels": asked.labels, "rows": asked.rows if asked.labels == "dev" else 0, "selector": asked.selector,
             "statistics": asked.statistics, "text": asked.text.signature if asked.text is not None else None,
-            "refinement": asked.refinement.model_dump() if asked.text is not None else None,
+            "learned": asked.learned, "refinement": asked.refinement.model_dump() if asked.text is not None else None,
             "evidence": {name: asdict(one) for name, one in self.evidence.items()}, "langmerge": __version__,
         }  # fmt: skip
 
@@ -205,6 +222,8 @@ class Pilot:
     def recipe(self, name: str) -> Recipe:
         """Of a merge."""
         choice, pool = self.options[name].choice, self.question.pool
+        if name == "learned":
+            return self._learned_recipe
         if choice is None:
             raise ValueError(f"{name} is no merge")
         return Recipe(
@@ -233,7 +252,7 @@ class Pilot:
 
     def merges(self) -> list[Rung]:
         """Everything but the refined one: by halving on labelled rows, or by evidence alone."""
-        names = [name for name, one in self.options.items() if not one.refines]
+        names = [name for name, one in self.options.items() if not one.refines and not one.learns]
         asked = self.question
         if asked.labels == "none":
             found = [self._unlabelled(name) for name in names]
@@ -286,7 +305,41 @@ class Pilot:
         )
         return float((found.predictions == self._vote).mean())
 
-    # The refined one
+    # Those that need text
+
+    @cached_property
+    def _learned_recipe(self) -> Recipe:
+        """Coefficients by block to the vote of the sources, from the weights of the other merges."""
+        asked = self.question
+        if asked.text is None:
+            raise ValueError("there is no text to learn on")
+        self.work.mkdir(parents=True, exist_ok=True)
+        problem = Problem(self.shares, asked.target, asked.text, settings_of("safe", **LEARN))
+        state = self.work / "learned.state"
+        found = adapt(self.evaluator(None), problem, state=state, progress=self.progress).coefficients
+        pool = asked.pool
+        return Recipe(
+            base=pool.base_folder,
+            sources={source: pool.expert(source) for source in self.sources},
+            method=found.provenance["method"],
+            parameters=found.provenance["parameters"],
+            coefficients=found,
+            target=asked.target,
+        )
+
+    def learned(self) -> Judged:
+        """Coefficients learned on the text."""
+        started = time.perf_counter()
+        _ = self._learned_recipe
+        if self.question.labels == "none":
+            found = self._unlabelled("learned")
+        else:
+            right, reference = (
+                self.logits(one, "dev", self.question.rows).correct for one in ("learned", "single")
+            )
+            found = judged("learned", self.evidence.get("learned"), right, reference)
+        self.seconds["learned"] = time.perf_counter() - started
+        return found
 
     def refined(self, parent: str) -> Judged:
         """The best of the others, refined on the text."""

@@ -71,6 +71,9 @@ def decide(
     rungs = pilot.merges()
     last = list(rungs[-1].judged)
     chosen = simplest_best(last)
+    if "learned" in pilot.options:
+        last.append(pilot.learned())
+        chosen = simplest_best(last)
     if question.text is not None:
         last.append(pilot.refined(chosen.name))
         chosen = simplest_best(last)

@@ -43,6 +43,13 @@ def auto(
         ),
     ] = "none",
     texts: Annotated[int, typer.Option(min=1, help="At most so many unlabelled texts.")] = 3072,
+    learned: Annotated[
+        bool,
+        typer.Option(
+            "--learned",
+            help="Learn coefficients on the text too (minutes; so far equal weights have been better).",
+        ),
+    ] = False,
     no_statistics: Annotated[
         bool,
         typer.Option(
@@ -82,7 +89,7 @@ def auto(
     question = Question(
         opened, task, locale, data=data, labels="dev" if labels == "dev" else "none", rows=rows, k=k, by=by,
         include_target=False if exclude_target else None, statistics=not no_statistics,
-        text=_text(text, task, locale, texts), effects=effects, test=test,
+        text=_text(text, task, locale, texts), learned=learned, effects=effects, test=test,
     )  # fmt: skip
     if evidence is not None:
         question = replace(question, evidence=_evidence(evidence, question))
