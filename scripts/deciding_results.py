@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from langmerge.auto.hindsight import cases, judge, rules_for
-from langmerge.cli.runs import opened
+from langmerge.cli.runs import stored
 from langmerge.experiments.standing import compare, lines
 from langmerge.results.records import Outcome
 from langmerge.selection.judging import spearman
@@ -48,7 +48,7 @@ def _paired(title: str, mode: str) -> bool:
 def hindsight(outcomes: Sequence[Outcome], mode: str, rows: Sequence[int | None]) -> None:
     """Every rule, by the number of labelled rows."""
     among = cases(outcomes, mode)
-    found = [judge(rule, among, mode, rows=count) for count in rows for rule in rules_for(among)]
+    found = [judge(rule, among, mode, rows=count) for count in rows for rule in rules_for(among, count)]
     print(f"{mode}: {len(among)} cells, {len({case.target for case in among})} targets\n")
     table(
         ["rule", "labelled rows", "gain, points [95 %]", "over the soft vote", "regret", "significantly below the single expert", "chosen"],
@@ -77,7 +77,7 @@ def claims(outcomes: Sequence[Outcome]) -> None:
     )
     rows = []
     for title in merges:
-        gains = _values(means, targets, title, lambda one: one.gain.points if one.gain else 0.0)
+        gains = _values(means, targets, title, lambda one: one.gain.points if one.gain else float("nan"))
         zero = _values(means, targets, "best zero-shot", lambda one: one.test)
         own = _values(means, targets, "self", lambda one: one.test)
         rows.append(
@@ -132,10 +132,7 @@ def main() -> None:
     parser.add_argument("--sweeps", default="deciding,deciding-label-free")
     parser.add_argument("--rows", default="100,250", help="labelled rows, besides all")
     given = parser.parse_args()
-    with opened(given.store) as store:
-        known = {one.name: one.signature for one in store.sweeps()}
-        outcomes = [one for name in given.sweeps.split(",") for one in store.outcomes(known[name])]
-    outcomes = list({one.cell.signature: one for one in outcomes}.values())
+    outcomes = stored(given.store, None, given.sweeps)
     for mode in ("ExcTar", "IncTar"):
         by_target(outcomes, mode)
         hindsight(outcomes, mode, [*map(int, given.rows.split(",")), None])

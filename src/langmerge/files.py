@@ -1,5 +1,6 @@
 """Small files that are whole at every moment."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Of this process alone: two may write the same file at once, and the last one is the one that stays.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)

@@ -199,12 +199,22 @@ def head_statistics(pool: Pool, task: Task, sources: Sequence[str], target: str)
     Raises:
         InputError, OutputError, CheckpointError: as for `measure_grams`.
     """
-    found = {}
+    found, text = {}, task_text(task, target, limit=ROWS)
     for source in sources:
-        # By the expert's contents: one that is trained anew is another.
-        kept = pool.root / "statistics" / target / folder_signature(pool.expert(source))
-        one = Measurement(Coefficients.uniform([source], target=target), target)
-        found[source] = measure_grams(pool, task, one, kept, head_only=True).files[source]
+        # By contents: an expert that is trained anew is another, and so is other text.
+        wanted = Measurement(Coefficients.uniform([source], target=target), target)
+        kept = pool.root / "statistics" / target / f"{folder_signature(pool.expert(source))}.{text.signature}"
+        work = _Work(
+            pool, task, wanted, kept, {"made": "grams", "plus": False, "head_only": True}, overwrite=False
+        )
+
+        def measure(source: str, checkpoint: Checkpoint, _: Path, work: _Work = work) -> Made:
+            model = load_classifier(checkpoint.folder)
+            one = input_grams(model, work.encoded(source), only=_is_head)
+            return one.tensors, one.shared, {"tokens": one.tokens}
+
+        work.each("grams", measure, silent)
+        found[source] = work.file(source)
     return found
 
 

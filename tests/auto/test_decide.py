@@ -153,6 +153,11 @@ def test_learned_coefficients_are_tried_if_asked_for(
     assert len({value for row in weights.values() for value in row.values()}) > 1
     with pytest.raises(InputError, match="give --text"):
         decide(replace(asked, text=None), tmp_path / "none")
+    with pytest.raises(InputError, match="there is one source"):
+        decide(replace(asked, k=1), tmp_path / "none")
+    unknown = replace(asked, labels="none", by="strength", evidence=NEVER)
+    with pytest.raises(InputError, match="nothing is known of learned coefficients in ExcTar"):
+        decide(unknown, tmp_path / "none")
 
 
 def test_a_refined_model_is_tried_and_may_win(pool: Pool, task: Task, tmp_path: Path) -> None:

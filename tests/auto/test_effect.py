@@ -20,7 +20,7 @@ from langmerge.auto.effect import (
     write_effects,
 )
 from langmerge.auto.evidence import Evidence
-from langmerge.auto.features import FEATURES, NEEDS, PoolFeatures, names
+from langmerge.auto.features import FEATURES, NEEDS, TEXTS, PoolFeatures, names
 from langmerge.engine.deltas import sign_agreement
 from langmerge.errors import InputError
 from langmerge.pool import Pool
@@ -70,20 +70,26 @@ def test_signs_are_counted_where_both_have_moved(pool: Pool) -> None:
 def test_features_are_what_they_say(pool: Pool, features: PoolFeatures) -> None:
     found = features.of("sw-KE", SOURCES)
     assert list(found) == list(FEATURES)
-    cells: list[Logits] = [features.selectors.evaluator().cell(s, "sw-KE", "dev") for s in SOURCES]
+    evaluator = features.selectors.evaluator()
+    text = task_text(evaluator.task, "sw-KE", limit=TEXTS)
+    read: list[Logits] = [evaluator.on_text(s, text) for s in SOURCES]
+    cells: list[Logits] = [evaluator.cell(s, "sw-KE", "dev") for s in SOURCES]
     own = features.selectors.evaluator().cell("sw-KE", "sw-KE", "dev")
     right = [100 * one.correct.mean() for one in cells]
     pairs = [(0, 1), (0, 2), (1, 2)]
-    apart = [(cells[i].predictions != cells[j].predictions).mean() for i, j in pairs]
-    odds = [
-        np.exp(c.values.astype(float)) / np.exp(c.values.astype(float)).sum(1, keepdims=True) for c in cells
-    ]
-    vote = np.mean(odds, axis=0)
+    apart = [(read[i].predictions != read[j].predictions).mean() for i, j in pairs]
+
+    def vote(members: list[Logits]) -> np.ndarray:
+        odds = [np.exp(one.values.astype(float)) for one in members]
+        return np.asarray(np.mean([one / one.sum(1, keepdims=True) for one in odds], axis=0))
+
     assert found["disagreement"] == pytest.approx(np.mean(apart))
-    assert found["confidence"] == pytest.approx(vote.max(1).mean(), rel=1e-5)
+    assert found["confidence"] == pytest.approx(vote(read).max(1).mean(), rel=1e-5)
     assert found["level"] == pytest.approx(max(right))
     assert found["spread"] == pytest.approx(np.std(right))
-    assert found["vote gain"] == pytest.approx(100 * (vote.argmax(1) == own.labels).mean() - max(right))
+    assert found["vote gain"] == pytest.approx(
+        100 * (vote(cells).argmax(1) == own.labels).mean() - max(right)
+    )
     assert found["ZS/Self"] == pytest.approx(max(right) / (100 * own.correct.mean()))
     assert -1 <= found["cosine"] <= 1
     assert 0 <= found["signs"] <= 1
@@ -91,7 +97,6 @@ def test_features_are_what_they_say(pool: Pool, features: PoolFeatures) -> None:
 
 def test_without_labels_none_is_read(pool: Pool) -> None:
     task = load_task(pool.task)
-    text = task_text(task, ABSENT, limit=16)
     loaded: list[tuple[str, str]] = []
 
     def watched(locale: str, split: str) -> Any:
@@ -100,14 +105,13 @@ def test_without_labels_none_is_read(pool: Pool) -> None:
 
     selectors = PoolSelectors(pool)
     selectors.evaluator().task = replace(task, load=watched)
-    found = PoolFeatures(selectors, text=text, experts=SOURCES).of(ABSENT, SOURCES, needs="text")
+    found = PoolFeatures(selectors, experts=SOURCES).of(ABSENT, SOURCES, needs="text")
     assert list(found) == names("text")
-    assert loaded == []
-    whole = PoolFeatures(PoolSelectors(pool)).of(ABSENT, SOURCES, needs="text")
-    # The same experts, whether compared among themselves or among all of the pool; other text.
-    assert found["cosine"] == pytest.approx(whole["cosine"])
-    assert found["signs"] == pytest.approx(whole["signs"])
-    assert found["disagreement"] != whole["disagreement"]
+    # Train text without its labels; test text is looked at for overlap.
+    assert ("sw-KE", "dev") not in loaded
+    assert (ABSENT, "dev") not in loaded
+    # The same experts, whether compared among themselves or among all of the pool.
+    assert PoolFeatures(PoolSelectors(pool)).of(ABSENT, SOURCES, needs="text") == pytest.approx(found)
 
 
 def made(gain: Any, *, targets: int = 10, seeds: int = 3, needs: str = "labels") -> list[Example]:
@@ -168,6 +172,8 @@ def test_examples_are_a_stores_candidates() -> None:
         ("vi-VN", "linear", 0.0), ("vi-VN", "wudi", -10.0),
     }  # fmt: skip
     assert len(asked) == 3
+    with pytest.raises(InputError, match="the store has no cells of auto's candidates"):
+        examples(store(), "IncTar", featured)
 
 
 def test_every_set_of_features_is_tried() -> None:
@@ -187,10 +193,17 @@ def test_a_file_predicts_what_the_model_does(tmp_path: Path) -> None:
     file = tmp_path / "effects.json"
     assert write_effects(file, found, judged, task="task", mode="ExcTar") == ["wudi (labels)"]
     own = dict.fromkeys(names("labels"), 0.0) | {"level": 1.5}
-    ask = {"task": "task", "mode": "ExcTar", "features": lambda: own}
+    ask = {"task": "task", "mode": "ExcTar", "target": "new", "features": lambda: own}
     known = read_effects(file, needs="labels", **ask)
     assert known["wudi"].mean == pytest.approx(6.0, abs=0.1)
     assert known["wudi"].origin == "predicted by effects.json"
+    # A target that was measured is predicted by the others alone.
+    rest = [one for one in found if one.target != "t3"]
+    write_effects(tmp_path / "rest.json", rest, all_predicted(rest), task="task", mode="ExcTar")
+    apart = read_effects(tmp_path / "rest.json", needs="labels", **ask)["wudi"]
+    left_out = read_effects(file, needs="labels", **{**ask, "target": "t3"})["wudi"]
+    assert left_out.mean == pytest.approx(apart.mean, rel=1e-9)
+    assert left_out.mean != known["wudi"].mean
     # What was not seen to help is not used, and costs nothing.
     assert read_effects(file, needs="text", **{**ask, "features": lambda: pytest.fail("asked")}) == {}
     with pytest.raises(InputError, match="is for task, ExcTar, not for task, IncTar"):
@@ -204,8 +217,8 @@ def test_a_file_predicts_what_the_model_does(tmp_path: Path) -> None:
 def test_auto_takes_what_helps_and_leaves_the_rest(pool: Pool, tmp_path: Path) -> None:
     def line(name: str, intercept: float, *, helps: bool) -> dict[str, Any]:
         return {
-            "name": name, "needs": "text", "helps": helps, "slope": {"cosine": 0.0}, "intercept": intercept,
-            "residual": 0.1, "cells": 30,
+            "name": name, "needs": "text", "helps": helps, "residual": 0.1, "targets": 30, "without": {},
+            "line": {"slope": {"cosine": 0.0}, "intercept": intercept},
         }  # fmt: skip
 
     task = load_task(pool.task)

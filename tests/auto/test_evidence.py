@@ -54,11 +54,11 @@ def test_few_labels_leave_the_evidence_as_it_is() -> None:
 
 def test_evidence_from_cells() -> None:
     found = Evidence.of([1.0, 3.0, 5.0], [0.5, 0.5, 0.5], "here")
-    assert (found.mean, found.cells) == (3.0, 3)
+    assert (found.mean, found.targets) == (3.0, 3)
     assert found.spread == pytest.approx(np.sqrt(4.0 - 0.25))
     assert Evidence.of([1.0, 1.2], [2.0, 2.0], "here").spread == 0.0
     assert Evidence.of([1.0, 1.2], [2.0, 2.0], "here").deviation >= DOUBT * LEAST
-    with pytest.raises(ValueError, match="two cells"):
+    with pytest.raises(ValueError, match="two targets"):
         Evidence.of([1.0], [0.5], "here")
 
 

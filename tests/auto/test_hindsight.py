@@ -1,5 +1,7 @@
 """Rules of decision on cells that are written by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,8 +61,23 @@ def test_gain_regret_and_choices_are_those_of_the_cells() -> None:
     assert (found.rows, found.cases, found.below) == (200, 3, ())
 
 
+def free(known: list[Outcome]) -> list[Outcome]:
+    """With what would have been merged without labels: the same."""
+    found = list(known)
+    for one in known:
+        if one.run is None or one.cell.kind not in ("best_zero_shot", "merge"):
+            continue
+        kind: Kind = "first_source" if one.cell.kind == "best_zero_shot" else "merge"
+        name = "first source" if kind == "first_source" else one.cell.name
+        cell = replace(
+            one.cell, signature=f"{one.cell.signature} free", kind=kind, name=f"{name}, by composite"
+        )
+        found.append(replace(one, cell=cell))
+    return found
+
+
 def test_evidence_of_a_target_is_that_of_the_others() -> None:
-    found = judge("auto, no labels", cases(store(), "ExcTar"), "ExcTar")
+    found = judge("auto, no labels", cases(free(store()), "ExcTar"), "ExcTar")
     # vi-VN's own loss is not known to its decision: the others' gains are, and it is merged to its cost. Of cy-GB and
     # sw-KE the others have gained and lost as much: nothing is expected of wudi there.
     assert found.chosen == {"single": pytest.approx(2 / 3), "wudi": pytest.approx(1 / 3)}
@@ -76,6 +93,8 @@ def test_labels_move_what_evidence_says() -> None:
 
 def test_merges_chosen_without_labels_stand_in_for_a_rule_that_sees_none() -> None:
     known = [one for one in store() if one.cell.target != "vi-VN"]
+    # No label may choose the single expert either.
+    assert "auto, no labels" not in rules_for(cases(known, "ExcTar"))
     # A third and fourth of their kind: evidence needs two others.
     for copy in ("az-AZ", "hi-IN"):
         known += [
@@ -92,6 +111,7 @@ def test_merges_chosen_without_labels_stand_in_for_a_rule_that_sees_none() -> No
         ]
     for target in ("cy-GB", "sw-KE", "az-AZ", "hi-IN"):
         known.append(outcome(target, "merge", "wudi, by composite", 0.5, 0.57, gain=7.0))
+        known.append(outcome(target, "first_source", "first source, by composite", 0.5, 0.47))
     found = judge("auto, no labels", cases(known, "ExcTar"), "ExcTar")
     assert found.gain.points == pytest.approx(7)
     # Against the best of all candidates, which labels would have found.
@@ -104,7 +124,12 @@ def test_published_rules() -> None:
     # linear is above the sources' mean on dev, and below the single expert: the published pilot does not ask that.
     assert judge("published: average if above the sources' mean", among, "ExcTar").chosen == {"linear": 1.0}
     assert "published: TIES if above the best source" not in rules_for(among)
-    assert set(RULES) - set(rules_for(among)) == {"published: TIES if above the best source"}
+    assert set(RULES) - set(rules_for(among)) == {
+        "published: TIES if above the best source",
+        "auto, no labels",
+    }
+    # The sources' mean is known of all rows alone.
+    assert "published: average if above the sources' mean" not in rules_for(among, rows=20)
 
 
 def test_fewer_rows_are_drawn() -> None:
@@ -117,7 +142,9 @@ def test_fewer_rows_are_drawn() -> None:
 
 def test_two_pools_with_one_seed_are_not_taken_for_one() -> None:
     twice = [*store(), outcome("cy-GB", "merge", WUDI, 0.5, 0.4, gain=-10.0)]
-    with pytest.raises(InputError, match="cy-GB, seed 0, has several cells called wudi: name one sweep"):
+    with pytest.raises(
+        InputError, match="cy-GB, seed 0, has several cells called wudi: name sweeps with --sweep"
+    ):
         cases(twice, "ExcTar")
 
 
@@ -128,7 +155,7 @@ def test_one_target_has_no_others() -> None:
 
 def test_stored_evidence_leaves_the_target_out() -> None:
     found = evidence_from(store(), task="task", target="vi-VN", mode="ExcTar", origin="here")
-    assert (found["wudi"].mean, found["wudi"].cells, found["wudi"].origin) == (10.0, 2, "here")
+    assert (found["wudi"].mean, found["wudi"].targets, found["wudi"].origin) == (10.0, 2, "here")
     assert evidence_from(store(), task="task", target="cy-GB", mode="ExcTar", origin="here")["wudi"].mean == 0
     assert set(found) == {"linear", "wudi"}
 
@@ -136,17 +163,31 @@ def test_stored_evidence_leaves_the_target_out() -> None:
 def test_a_store_without_cells_says_what_to_do() -> None:
     for changes in ({"task": "other"}, {"mode": "IncTar"}):
         with pytest.raises(
-            InputError, match=r"here has no two cells of auto's candidates .*examples/deciding.yaml"
+            InputError, match=r"here has no cells of auto's candidates .*examples/deciding.yaml"
         ):
             evidence_from(
                 store(), **{"task": "task", "target": "x", "mode": "ExcTar", "origin": "here", **changes}
             )
 
 
-def test_one_gain_is_no_evidence() -> None:
-    gain = Difference(1.0, 0.0, 2.0)
-    assert evidence_of([("wudi", gain)], "x") == {}
-    assert evidence_of([("wudi", gain), ("wudi", gain)], "x")["wudi"].spread == 0
+def test_seeds_of_one_target_are_one_language() -> None:
+    gains = [Difference(points, points - 0.02, points + 0.02) for points in (1.0, 3.0, 2.0)]
+    assert evidence_of([("wudi", "sw-KE", one) for one in gains], "x") == {}
+    two = [
+        ("wudi", "sw-KE", gains[0]),
+        ("wudi", "sw-KE", gains[1]),
+        ("wudi", "cy-GB", Difference(6.0, 5.98, 6.02)),
+    ]
+    found = evidence_of(two, "x")["wudi"]
+    # 2 and 6.
+    assert (found.mean, found.targets) == (4.0, 2)
+    assert found.spread == pytest.approx(8**0.5, rel=1e-4)
+
+
+def test_a_store_of_two_pools_is_no_evidence_without_a_sweep() -> None:
+    twice = [*store(), outcome("cy-GB", "merge", WUDI, 0.5, 0.4, gain=-10.0)]
+    with pytest.raises(InputError, match=r"several cells called wudi .*: name one sweep"):
+        evidence_from(twice, task="task", target="sw-KE", mode="ExcTar", origin="here")
 
 
 def test_candidates_are_called_as_sweeps_call_them() -> None:

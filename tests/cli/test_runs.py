@@ -82,7 +82,8 @@ def test_predicting_needs_the_pools_of_the_cells(run: Run, tmp_path: Path) -> No
     pool = write_tiny_pool(tmp_path)
     with Store(tmp_path / "store.sqlite") as opened:
         for one in by_hand():
-            opened.record(replace(one, cell=replace(one.cell, seed=7)))
+            assert one.run is not None
+            opened.record(replace(one, cell=replace(one.cell, seed=7), run=replace(one.run, task=pool.task)))
     arguments = ("runs", "predict", pool.root, "--store", tmp_path)
     none = run(*arguments)
     assert (none.code, len(none.err.strip().splitlines())) == (2, 1)
@@ -121,5 +122,5 @@ def test_a_sweep_whose_effects_are_predicted(run: Run, tmp_path: Path) -> None:
     assert decided.code == 0, decided.err
     record = json.loads((tmp_path / "model" / "langmerge_decision.json").read_text())
     assert record["evidence"]["linear"]["origin"] == f"the store {out}"
-    assert record["evidence"]["linear"]["cells"] == 3
+    assert record["evidence"]["linear"]["targets"] == 3
     assert record["evidence"]["wudi"]["origin"].startswith("MASSIVE")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from langmerge.errors import InputError, OutputError
-from langmerge.experiments.standing import compare, export, lines
+from langmerge.experiments.standing import compare, export, lines, title
 from langmerge.results.records import Cell, Outcome, Run, Scored
 from langmerge.results.study import Difference
 
@@ -160,3 +160,8 @@ def test_two_pools_with_one_seed_are_told_apart() -> None:
     other = replace(one, cell=replace(one.cell, signature="x"), run=replace(one.run, signature="y"))
     with pytest.raises(InputError, match=r"several cells are called .*name one sweep with --sweep"):
         lines([*found, other])
+    with pytest.raises(InputError, match=r"several cells are called .*name one sweep with --sweep"):
+        compare([*found, other], title(one.cell), "best zero-shot")
+    # The same run in a cell of another signature is the same thing, once.
+    again = replace(one, cell=replace(one.cell, signature="x"))
+    assert lines([*found, again]) == lines(found)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -69,7 +70,7 @@ def test_every_place_has_a_cell_for_every_seed(found: Swept, store: Store) -> No
     assert {cell.seed for cell in cells} == {0, 1}
     first = [cell for cell in cells if cell.seed == 0]
     assert Counter(cell.kind for cell in first) == {
-        "best_zero_shot": 1, "best_in_hindsight": 1, "self": 1, "source_mean": 2, "merge": 6, **dict.fromkeys(ENSEMBLES, 2),
+        "first_source": 1, "best_zero_shot": 1, "best_in_hindsight": 1, "self": 1, "source_mean": 2, "merge": 6, **dict.fromkeys(ENSEMBLES, 2),
     }  # fmt: skip
     names = {cell.name for cell in first if cell.kind == "merge"}
     plain = {"linear", "ties(density=0.2)", "ties(density=0.5)"}
@@ -315,6 +316,17 @@ def test_a_joint_model_has_seen_its_sources_and_not_the_target(
     assert apart.signature != along.signature
 
 
+def test_joint_models_see_the_rows_of_the_experts(place: Path) -> None:
+    training = {"max_train": 30, "epochs": 1}
+    asked = grid(place, training=training, joint={"epochs": 2}, ids="disjoint")
+    joint = asked.joint_training(1)
+    assert joint is not None
+    assert (joint.max_train, joint.epochs, joint.seed, joint.disjoint) == (30, 2, 1, asked.locales)
+    other = grid(place, training=training, joint={"epochs": 2, "max_train": None}).joint_training(0)
+    assert other is not None
+    assert other.max_train is None
+
+
 def test_how_joint_models_are_trained_decides_their_cells_alone(place: Path) -> None:
     def cells(epochs: int) -> dict[str, str]:
         asked = grid(place, seeds=[0], joint={"epochs": epochs})
@@ -331,6 +343,8 @@ def test_how_joint_models_are_trained_decides_their_cells_alone(place: Path) -> 
         ({"references": ["soft_vote"]}, "is no single expert"),
         ({"methods": [{"method": "linear", "own": 1.5}]}, "less than or equal to 1"),
         ({"methods": [{"method": "linear", "own": 0.5, "modes": ["ExcTar"]}]}, "own is for IncTar"),
+        ({"methods": [{"method": "linear", "own": 0.5}]}, "modes has no IncTar"),
+        ({"methods": [{"method": "linear", "modes": ["IncTar"]}]}, "is for IncTar, the grid for ExcTar"),
         ({"methods": [{"method": "linear", "head": "source:de-DE"}]}, "'merge', 'mean', 'base' or 'regmean'"),
     ],
 )
@@ -368,9 +382,16 @@ def test_merges_are_written_if_asked_for_and_are_what_was_scored(found: Swept, p
         # Cells that are done get theirs too, and stay as they are.
         again = run_sweep(asked, place / "out", store=opened, keep_models=True)
         (merge,) = opened.outcomes(again.sweep.signature, kind="merge")
-        assert again.filled == 1
+        assert (again.filled, again.unwritten) == (0, {})
         assert [folder.name for folder in (place / "out" / "models").iterdir()] == [merge.cell.signature]
-        assert run_sweep(asked, place / "out", store=opened, keep_models=True).filled == 0
+        # One that cannot be written is said, and no result is lost by it.
+        shutil.rmtree(place / "out" / "models")
+        (place / "out" / "models").write_text("a file")
+        hindered = run_sweep(asked, place / "out", store=opened, keep_models=True)
+        assert set(hindered.unwritten) == {merge.cell.signature}
+        assert hindered.failed == ()
+        (place / "out" / "models").unlink()
+        run_sweep(asked, place / "out", store=opened, keep_models=True)
     assert merge.run is not None
     task = load_task(asked.task)
     scored = evaluate_model(place / "out" / "models" / merge.cell.signature, task, ["sw-KE"])["sw-KE"]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from scipy.special import stdtrit
 
 from langmerge import __version__
 from langmerge.auto.evidence import Evidence
 from langmerge.auto.features import NEEDS, names
-from langmerge.auto.stored import cells_of
+from langmerge.auto.stored import candidates, cells_of
 from langmerge.errors import InputError, MissingExtraError
 from langmerge.files import replace_text
 from langmerge.results.records import Outcome
@@ -55,22 +56,26 @@ Featured = Callable[[int, str, Sequence[str]], Mapping[str, float]]
 
 
 def examples(outcomes: Sequence[Outcome], mode: str, features: Featured) -> list[Example]:
-    """A store's merges that are candidates of `auto`, with what was known of their sources beforehand."""
+    """A store's merges that are candidates of `auto`, with what was known of their sources beforehand.
+
+    Raises:
+        InputError: there is none, or pools are mixed.
+    """
     cells, known, found = cells_of(mode), dict[tuple[int, str, tuple[str, ...]], Mapping[str, float]](), []
-    for one in outcomes:
+    for one in candidates(outcomes, mode):
         cell, run = one.cell, one.run
-        if (
-            run is None
-            or one.gain is None
-            or (cell.kind, cell.mode) != ("merge", mode)
-            or cell.name not in cells
-        ):
+        if run is None or one.gain is None:
             continue
         key = (cell.seed, cell.target, run.sources)
         if key not in known:
             known[key] = features(*key)
         effect = one.effect.points if one.effect is not None else None
         found.append(Example(cell.target, cell.seed, cells[cell.name], known[key], one.gain.points, effect))
+    if not found:
+        raise InputError(
+            f"the store has no cells of auto's candidates ({', '.join(cells)}), {mode}: "
+            "run a sweep like examples/deciding.yaml first"
+        )
     return found
 
 
@@ -185,11 +190,11 @@ def _fitted(model: str, x: Array, y: Array) -> Any:
 
 def all_predicted(found: Sequence[Example]) -> list[Predicted]:
     """Every candidate, outcome, set of features and model."""
-    candidates = list(dict.fromkeys(one.name for one in found))
+    tried = list(dict.fromkeys(one.name for one in found))
     there = [need for need in NEEDS if all(set(names(need)) <= set(one.features) for one in found)]
     return [
         predicted(found, name, what, needs, model)
-        for name in candidates
+        for name in tried
         for what in OUTCOMES
         for needs in there
         for model in MODELS
@@ -203,6 +208,8 @@ def write_effects(
     file: Path, found: Sequence[Example], judged: Sequence[Predicted], *, task: str, mode: str
 ) -> list[str]:
     """Write a line for every candidate and set of features, with how well it predicts; `auto` reads those that help.
+
+    For every target that was measured there is one without it: what a target has brought on test must not decide for it.
 
     Args:
         file: JSON.
@@ -219,22 +226,35 @@ def write_effects(
         if (one.what, one.model) != ("gain", "ridge") or one.needs == "self":
             continue
         own = [example for example in found if example.name == one.name]
-        fitted = _fitted("ridge", _table(own, one.needs), np.array([example.gain for example in own]))
-        scale, ridge = fitted[0], fitted[-1]
-        slope = ridge.coef_ / scale.scale_
-        lines.append(
-            {
-                **asdict(one), "helps": one.helps, "slope": dict(zip(names(one.needs), slope.tolist(), strict=True)),
-                "intercept": float(ridge.intercept_ - slope @ scale.mean_),
-            }
-        )  # fmt: skip
+        without = {
+            target: _line([example for example in own if example.target != target], one.needs)
+            for target in sorted({example.target for example in own})
+        }
+        lines.append({**asdict(one), "helps": one.helps, "line": _line(own, one.needs), "without": without})
     told = {"format": FORMAT, "task": task, "mode": mode, "langmerge": __version__, "lines": lines}
     replace_text(file, json.dumps(told, indent=1) + "\n")
     return [f"{one['name']} ({one['needs']})" for one in lines if one["helps"]]
 
 
+def _line(own: Sequence[Example], needs: str) -> dict[str, Any]:
+    """Ridge regression on features as they are."""
+    fitted = _fitted("ridge", _table(own, needs), np.array([example.gain for example in own]))
+    scale, ridge = fitted[0], fitted[-1]
+    slope = ridge.coef_ / scale.scale_
+    return {
+        "intercept": float(ridge.intercept_ - slope @ scale.mean_),
+        "slope": dict(zip(names(needs), slope.tolist(), strict=True)),
+    }
+
+
 def read_effects(
-    file: Path, *, task: str, mode: str, needs: str, features: Callable[[], Mapping[str, float]]
+    file: Path,
+    *,
+    task: str,
+    mode: str,
+    target: str,
+    needs: str,
+    features: Callable[[], Mapping[str, float]],
 ) -> dict[str, Evidence]:
     """What a file predicts for a target, as evidence, of the candidates for which predictions help.
 
@@ -242,6 +262,7 @@ def read_effects(
         file: of `write_effects`.
         task: the pool's.
         mode: ExcTar or IncTar.
+        target: the locale; where it was measured it is predicted by the others.
         needs: what may be looked at.
         features: of the target's sources; asked for only if a line helps.
 
@@ -250,19 +271,34 @@ def read_effects(
     """
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
-        lines = told["lines"] if told["format"] == FORMAT else None
+        lines = [_Line(**one) for one in told["lines"]] if told["format"] == FORMAT else None
+        made_for = (told["task"], told["mode"])
     except (OSError, ValueError, KeyError, TypeError):
-        lines = None
+        lines, made_for = None, ("", "")
     if lines is None:
         raise InputError(f"{file} is no file of effects: make one with langmerge runs predict -o")
-    if (told["task"], told["mode"]) != (task, mode):
-        raise InputError(f"{file} is for {told['task']}, {told['mode']}, not for {task}, {mode}")
-    helping = [one for one in lines if one["helps"] and one["needs"] == needs]
+    if made_for != (task, mode):
+        raise InputError(f"{file} is for {', '.join(made_for)}, not for {task}, {mode}")
+    helping = [one for one in lines if one.helps and one.needs == needs]
     own = features() if helping else {}
     return {
-        one["name"]: Evidence(
-            one["intercept"] + sum(slope * own[name] for name, slope in one["slope"].items()),
-            one["residual"], one["cells"], f"predicted by {file.name}",
-        )
+        one.name: Evidence(one.at(target, own), one.residual, one.targets, f"predicted by {file.name}")
         for one in helping
-    }  # fmt: skip
+    }
+
+
+class _Line(BaseModel):
+    """What `write_effects` has written of a candidate."""
+
+    name: str
+    needs: str
+    helps: bool
+    residual: float
+    targets: int
+    line: dict[str, Any]
+    without: dict[str, dict[str, Any]]
+
+    def at(self, target: str, features: Mapping[str, float]) -> float:
+        """The gain that is predicted."""
+        line = self.without.get(target, self.line)
+        return float(line["intercept"] + sum(slope * features[name] for name, slope in line["slope"].items()))

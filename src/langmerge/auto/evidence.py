@@ -27,32 +27,32 @@ class Evidence:
     """Gains over the reference elsewhere, in points.
 
     Attributes:
-        mean: over cells.
-        spread: standard deviation between cells, without the noise of their test rows.
-        cells: targets × seeds.
+        mean: over targets.
+        spread: standard deviation between targets, without the noise of their test rows.
+        targets: how many; seeds of one are one.
         origin: where they were measured.
     """
 
     mean: float
     spread: float
-    cells: int
+    targets: int
     origin: str
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the gain to be expected in a new cell."""
+        """Standard deviation of the gain to be expected of a new target."""
         spread = max(self.spread, LEAST)
-        return DOUBT * spread * math.sqrt(1 + 1 / self.cells)
+        return DOUBT * spread * math.sqrt(1 + 1 / self.targets)
 
     @classmethod
     def of(cls, gains: Sequence[float], errors: Sequence[float], origin: str) -> "Evidence":
-        """From gains and their standard errors over rows, one a cell.
+        """From gains and their standard errors over rows, one a target.
 
         Raises:
-            ValueError: fewer than two cells.
+            ValueError: fewer than two targets.
         """
         if len(gains) < 2:
-            raise ValueError("evidence needs two cells or more")
+            raise ValueError("evidence needs two targets or more")
         values = np.asarray(gains, dtype=np.float64)
         between = max(0.0, float(values.var(ddof=1)) - float(np.mean(np.square(errors))))
         return cls(float(values.mean()), math.sqrt(between), len(values), origin)
@@ -103,7 +103,7 @@ class Belief:
 def belief(evidence: Evidence | None, difference: np.ndarray | None) -> Belief | None:
     """What evidence from elsewhere and paired differences here say together.
 
-    The prior is Student's t around the evidence's mean, with a degree of freedom less than it has cells; the likelihood of
+    The prior is Student's t around the evidence's mean, with a degree of freedom less than it has targets; the likelihood of
     the labelled rows' mean is normal. So where the two do not agree at all it is the evidence that gives way.
 
     Args:
@@ -121,7 +121,7 @@ def belief(evidence: Evidence | None, difference: np.ndarray | None) -> Belief |
     if evidence is None:
         return seen
     prior = Belief(evidence.mean, evidence.deviation)
-    return prior if seen is None else _posterior(prior, max(1, evidence.cells - 1), seen)
+    return prior if seen is None else _posterior(prior, max(1, evidence.targets - 1), seen)
 
 
 def _posterior(prior: Belief, freedom: int, seen: Belief) -> Belief:

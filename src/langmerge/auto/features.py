@@ -16,7 +16,7 @@ from langmerge.selection import typology
 from langmerge.selection.label_free import agreements
 from langmerge.selection.selectors import probabilities
 from langmerge.similarities import PoolSelectors
-from langmerge.tasks import Unlabelled
+from langmerge.tasks import Unlabelled, task_text
 
 FEATURES: Mapping[str, tuple[str, str]] = {
     "disagreement": ("text", "mean share of rows on which two sources predict otherwise"),
@@ -30,6 +30,9 @@ FEATURES: Mapping[str, tuple[str, str]] = {
     "ZS/Self": ("self", "best source's accuracy over that of the target's own expert, on dev"),
 }
 """By name: what it needs of the target (unlabelled text; labels; an expert of its own), and what it is."""
+
+TEXTS = 512
+"""Unlabelled texts of the target that sources are run on."""
 
 NEEDS = ("text", "labels", "self")
 """From least to most: a set of features is all that need no more than one of these."""
@@ -50,16 +53,15 @@ class PoolFeatures:
 
     Attributes:
         selectors: of the pool, with the rows that are looked at.
-        text: unlabelled text of the target in the place of its dev rows.
         experts: that sets are made of; all of the pool by default.
         progress: told of what takes long.
     """
 
     selectors: PoolSelectors
-    text: Unlabelled | None = None
     experts: Sequence[str] = ()
     progress: Progress = silent
     _logits: dict[str, dict[str, Logits]] = field(default_factory=dict)
+    _texts: dict[str, Unlabelled] = field(default_factory=dict)
 
     def of(self, target: str, sources: Sequence[str], *, needs: str = "self") -> dict[str, float]:
         """Features of a set of sources for a target, all that need no more than `needs`.
@@ -68,36 +70,39 @@ class PoolFeatures:
             SelectionError, LocaleError: the target has no text, no labels, or no typology.
         """
         wanted = names(needs)
-        own = [self._cell(source, target) for source in sources]
-        predicted = [one.predictions for one in own]
-        vote = soft_vote(own)
+        # Of the same kind of rows wherever a merge is to be predicted: text of the task without its labels.
+        read = [self._on_text(source, target) for source in sources]
+        predicted = [one.predictions for one in read]
         found = {
             "disagreement": 1 - _pairs(agreements(predicted)),
-            "confidence": float(probabilities(vote).max(axis=1).mean()),
+            "confidence": float(probabilities(soft_vote(read)).max(axis=1).mean()),
             "cosine": _pairs(self._of(self._cosines, sources)),
             "signs": _pairs(self._of(self._signs, sources)),
             "typology": float(np.nanmean(typology(list(sources), [target]).values)),
         }
         if "level" in wanted:
+            own = [self._cell(source, target) for source in sources]
             right = [100.0 * float(one.correct.mean()) for one in own]
-            voted = 100.0 * float((vote.argmax(axis=1) == own[0].labels).mean())
+            voted = 100.0 * float((soft_vote(own).argmax(axis=1) == own[0].labels).mean())
             found |= {"level": max(right), "spread": float(np.std(right)), "vote gain": voted - max(right)}
         if "ZS/Self" in wanted:
             others = [self._cell(source, target) for source in sources if source != target]
-            best = max(float(one.correct.mean()) for one in others)
+            # Nothing but the own expert: there is no zero-shot source to divide by it.
+            best = max((float(one.correct.mean()) for one in others), default=float("nan"))
             found["ZS/Self"] = best / float(self._cell(target, target).correct.mean())
         return {name: found[name] for name in wanted}
 
     def _cell(self, source: str, target: str) -> Logits:
         known = self._logits.setdefault(target, {})
         if source not in known:
-            evaluator = self.selectors.evaluator()
-            known[source] = (
-                evaluator.cell(source, target, "dev")
-                if self.text is None
-                else evaluator.on_text(source, self.text)
-            )
+            known[source] = self.selectors.evaluator().cell(source, target, "dev")
         return known[source]
+
+    def _on_text(self, source: str, target: str) -> Logits:
+        evaluator = self.selectors.evaluator()
+        if target not in self._texts:
+            self._texts[target] = task_text(evaluator.task, target, limit=TEXTS)
+        return evaluator.on_text(source, self._texts[target])
 
     def _of(self, whole: np.ndarray[Any, Any], sources: Sequence[str]) -> np.ndarray[Any, Any]:
         places = [list(self._folders).index(source) for source in sources]

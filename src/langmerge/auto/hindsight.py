@@ -34,7 +34,7 @@ class Case:
         seed: of the training.
         candidates: by name, from simple to not so simple, `single` first.
         gains: of the merges over the single expert.
-        label_free: the merges among them whose sources were chosen without labels.
+        label_free: the same with sources chosen without labels, as far as the store has them.
         mean: accuracy of the merged sources on dev, their mean; None where the store has it not.
         vote: of the same sources; None where the store has it not.
     """
@@ -82,7 +82,7 @@ def _case(target: str, seed: int, own: Sequence[Outcome], mode: str, selector: s
         if len({run.signature for run in runs if run is not None}) > 1:
             raise InputError(
                 f"{target}, seed {seed}, has several cells called {name or kind}: "
-                "name one sweep with --sweep, and one number of sources with -k"
+                "name sweeps with --sweep that have one pool a seed and one number of sources"
             )
         return runs[0] if runs else None
 
@@ -95,7 +95,9 @@ def _case(target: str, seed: int, own: Sequence[Outcome], mode: str, selector: s
     there = {name: run for name, run in merges.items() if run is not None}
     if single is None or not there:
         return None
-    free = {name: of("merge", f"{cell}, by {selector}") for name, cell in known.items()}
+    # With an expert of the target it is that, and no label is needed to know it.
+    free = {"single": single if mode == "IncTar" else of("first_source", f"first source, by {selector}")}
+    free |= {name: of("merge", f"{cell}, by {selector}") for name, cell in known.items()}
     mean = of("source_mean", "mean of the sources")
     dev = {one.split: one.accuracy for one in mean.scores}.get("dev") if mean is not None else None
     gains = {name: gain for name, cell in known.items() if (gain := gain_of(cell)) is not None}
@@ -147,9 +149,9 @@ def with_labels(known: Known) -> Run:
 
 
 def by_evidence(known: Known) -> Run:
-    """That of `langmerge auto --labels none`, but for its guard; sources chosen without labels where the store has them."""
-    chosen = simplest_best([judged(name, known.evidence.get(name), None, None) for name in known.dev]).name
-    return known.case.label_free.get(chosen, known.case.candidates[chosen])
+    """That of `langmerge auto --labels none`, but for its guard: sources chosen without labels, no label looked at."""
+    there = known.case.label_free
+    return there[simplest_best([judged(name, known.evidence.get(name), None, None) for name in there]).name]
 
 
 def published_pilot(known: Known) -> Run:
@@ -178,14 +180,35 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def rules_for(among: Sequence[Case]) -> list[str]:
-    """The rules whose candidates every case has."""
-    there = set.intersection(*(set(case.candidates) for case in among)) if among else set()
+def _check_targets(among: Sequence[Case]) -> None:
+    if (count := len({case.target for case in among})) < 2:
+        raise InputError(
+            f"hindsight needs two targets or more, as evidence of a target comes from the others: the store has {count} with "
+            "the single expert and candidates of langmerge auto"
+        )
+
+
+def rules_for(among: Sequence[Case], rows: int | None = None) -> list[str]:
+    """The rules whose candidates every case has.
+
+    Args:
+        among: the cases.
+        rows: labelled rows, if not all: the mean of the sources is known of all alone.
+
+    Raises:
+        InputError: fewer than two targets.
+    """
+    _check_targets(among)
+    there = set.intersection(*(set(case.candidates) for case in among))
+    free = set.intersection(*(set(case.label_free) for case in among))
+    left_out = set() if len(free) > 1 and "single" in free else {"auto, no labels"}
+    if rows is not None or any(case.mean is None for case in among):
+        left_out.add("published: average if above the sources' mean")
     needs = {
         "published: average if above the sources' mean": "linear",
         "published: TIES if above the best source": "ties",
     }
-    return [name for name in RULES if name not in needs or needs[name] in there]
+    return [name for name in RULES if name not in left_out and (name not in needs or needs[name] in there)]
 
 
 @dataclass(frozen=True)
@@ -222,15 +245,14 @@ def judge(
         name: of `RULES`.
         among: the cases; evidence of a target is drawn from the others.
         mode: ExcTar or IncTar.
-        rows: labelled rows; all by default.
+        rows: labelled rows; all by default. Sources and single expert stay those that all rows chose.
         draws: of the labelled rows, where there are more than asked for.
         seed: of the draws.
 
     Raises:
         InputError: fewer than two targets, or a case lacks what the rule needs.
     """
-    if len({case.target for case in among}) < 2:
-        raise InputError("hindsight needs two targets or more: evidence of a target comes from the others")
+    _check_targets(among)
     draw = np.random.default_rng(seed)
     gains: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
     votes: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
@@ -270,7 +292,12 @@ def _share(case: Case, taken: Sequence[Run]) -> Counter[str]:
 
 
 def _evidence(among: Sequence[Case], target: str, mode: str) -> dict[str, Evidence]:
-    gains = [pair for case in among if case.target != target for pair in case.gains.items()]
+    gains = [
+        (name, case.target, gain)
+        for case in among
+        if case.target != target
+        for name, gain in case.gains.items()
+    ]
     return evidence_of(gains, f"the store's other targets, {mode}")
 
 

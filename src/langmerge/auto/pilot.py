@@ -14,7 +14,7 @@ from langmerge.adapting import Problem, adapt
 from langmerge.auto.decision import Judged, Rung, halved, judged
 from langmerge.auto.effect import read_effects
 from langmerge.auto.evidence import MEASURED, Evidence
-from langmerge.auto.features import PoolFeatures
+from langmerge.auto.features import TEXTS, PoolFeatures
 from langmerge.auto.options import OWN, Option, options
 from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
@@ -42,7 +42,7 @@ LEARN: Mapping[str, Any] = {
 }  # fmt: skip
 """As it was measured (docs/results.md): by block, to the vote of the sources."""
 
-LOOKED_AT = 512
+LOOKED_AT = TEXTS
 """Unlabelled texts on which a merge must still say what its sources say."""
 
 ALLOWED = 0.15
@@ -131,8 +131,8 @@ class Pilot:
         self.sources, self.shares = chosen.sources, chosen.coefficients
         if question.effects is not None:
             self.evidence = {**self.evidence, **self._predicted(question.effects)}
-        if question.learned and question.text is None:
-            raise InputError("coefficients are learned on text of the target: give --text")
+        if question.learned:
+            self._check_learned()
         found = options(
             question.mode,
             statistics=question.statistics,
@@ -145,19 +145,31 @@ class Pilot:
         # What another question has left there is not taken for this one's.
         self.work = work / signature(self.inputs)
 
+    def _check_learned(self) -> None:
+        if self.question.text is None:
+            raise InputError("coefficients are learned on text of the target: give --text")
+        if len(self.sources) < 2:
+            raise InputError("there is one source, and no coefficient to learn: leave out --learned")
+        if self.question.labels == "none" and "learned" not in self.evidence:
+            raise InputError(
+                f"nothing is known of learned coefficients in {self.question.mode}, and without labels nothing will be: "
+                "leave out --learned"
+            )
+
     def _predicted(self, file: Path) -> dict[str, Evidence]:
         asked = self.question
         needs = "labels" if asked.labels == "dev" else "text"
-        if needs == "text" and not asked.statistics:
+        if not asked.statistics:
             raise InputError("--effects runs the experts on the target's text: leave out --no-statistics")
 
         def features() -> Mapping[str, float]:
-            text = None if asked.labels == "dev" else self._text
             selectors = PoolSelectors(asked.pool, data=asked.data, own_evaluator=self.evaluator(asked.rows))
-            own = PoolFeatures(selectors, text=text, experts=self.sources, progress=self.progress)
+            own = PoolFeatures(selectors, experts=self.sources, progress=self.progress)
             return own.of(asked.target, self.sources, needs=needs)
 
-        return read_effects(file, task=asked.task.name, mode=asked.mode, needs=needs, features=features)
+        return read_effects(
+            file, task=asked.task.name, mode=asked.mode, target=asked.target, needs=needs, features=features
+        )
 
     @cached_property
     def inputs(self) -> dict[str, Any]:

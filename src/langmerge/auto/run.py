@@ -71,7 +71,7 @@ def decide(
     rungs = pilot.merges()
     last = list(rungs[-1].judged)
     chosen = simplest_best(last)
-    if "learned" in pilot.options:
+    if question.learned:
         last.append(pilot.learned())
         chosen = simplest_best(last)
     if question.text is not None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from langmerge.auto.evidence import Evidence
 from langmerge.auto.options import options
 from langmerge.errors import InputError
@@ -12,24 +14,57 @@ WIDTH = 2 * 1.96
 """Standard errors in a 95 % interval."""
 
 
-def evidence_of(gains: Iterable[tuple[str, Difference]], origin: str) -> dict[str, Evidence]:
-    """Evidence by candidate, of those that have two gains or more.
+def evidence_of(gains: Iterable[tuple[str, str, Difference]], origin: str) -> dict[str, Evidence]:
+    """Evidence by candidate, of those that have gains on two targets or more.
 
     Args:
-        gains: candidate and its gain over the single expert, one a cell.
+        gains: candidate, target, and gain over the single expert; seeds of a target are averaged, they are no languages.
         origin: where they come from.
     """
-    points: dict[str, list[float]] = {}
-    errors: dict[str, list[float]] = {}
-    for name, gain in gains:
-        points.setdefault(name, []).append(gain.points)
-        errors.setdefault(name, []).append((gain.high - gain.low) / WIDTH)
-    return {name: Evidence.of(own, errors[name], origin) for name, own in points.items() if len(own) > 1}
+    known: dict[str, dict[str, list[Difference]]] = {}
+    for name, target, gain in gains:
+        known.setdefault(name, {}).setdefault(target, []).append(gain)
+    found = {}
+    for name, targets in known.items():
+        points = [float(np.mean([one.points for one in own])) for own in targets.values()]
+        # As if seeds shared no row: less of the spread is then taken for noise.
+        errors = [
+            float(np.mean([(one.high - one.low) / WIDTH for one in own])) / len(own) ** 0.5
+            for own in targets.values()
+        ]
+        if len(points) > 1:
+            found[name] = Evidence.of(points, errors, origin)
+    return found
 
 
 def cells_of(mode: str) -> dict[str, str]:
     """Name of a sweep's cell → the candidate that it is."""
     return {one.cell: one.name for one in options(mode, statistics=True, refines=False) if one.cell}
+
+
+def candidates(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
+    """Those outcomes that are merges which `auto` tries, once each.
+
+    Raises:
+        InputError: two different ones stand for the same thing: pools, settings or numbers of sources are mixed.
+    """
+    cells, known = cells_of(mode), dict[tuple[str, int, str], Outcome]()
+    for one in outcomes:
+        cell = one.cell
+        if (
+            one.run is None
+            or one.gain is None
+            or (cell.kind, cell.mode) != ("merge", mode)
+            or cell.name not in cells
+        ):
+            continue
+        other = known.setdefault((cell.target, cell.seed, cell.name), one)
+        if other.run is not None and other.run.signature != one.run.signature:
+            raise InputError(
+                f"{cell.target}, seed {cell.seed}: the store has several cells called {cell.name} (other pools, settings or "
+                "numbers of sources): name one sweep"
+            )
+    return list(known.values())
 
 
 def evidence_from(
@@ -38,26 +73,24 @@ def evidence_from(
     """What a store says of `auto`'s candidates for other targets than this one.
 
     Args:
-        outcomes: of the store.
+        outcomes: of the store, or of a sweep.
         task: only cells of this task count.
         target: the locale that is to be decided for.
         mode: ExcTar or IncTar.
         origin: how the store is called.
 
     Raises:
-        InputError: it knows nothing of any candidate.
+        InputError: it knows nothing of any candidate, or mixes pools.
     """
     cells = cells_of(mode)
-    gains = {
-        one.cell.signature: (cells[one.cell.name], one.gain)
-        for one in outcomes
-        if one.run is not None and one.gain is not None and one.run.task == task
-        and one.cell.kind == "merge" and one.cell.mode == mode and one.cell.name in cells and one.cell.target != target
-    }  # fmt: skip
-    found = evidence_of(gains.values(), origin)
+    own = [
+        one for one in outcomes if one.run is not None and one.run.task == task and one.cell.target != target
+    ]
+    gains = [(cells[o.cell.name], o.cell.target, o.gain) for o in candidates(own, mode) if o.gain is not None]
+    found = evidence_of(gains, origin)
     if not found:
         raise InputError(
-            f"{origin} has no two cells of auto's candidates ({', '.join(cells)}) for other targets of {task}, {mode}: "
+            f"{origin} has no cells of auto's candidates ({', '.join(cells)}) for two other targets of {task}, {mode}: "
             "run a sweep like examples/deciding.yaml first"
         )
     return found

@@ -65,6 +65,9 @@ def auto(
             metavar="STORE",
         ),
     ] = None,
+    evidence_sweep: Annotated[
+        str | None, typer.Option(help="With --evidence: only these sweeps of the store, by commas.")
+    ] = None,
     effects: Annotated[
         Path | None,
         typer.Option(
@@ -92,7 +95,9 @@ def auto(
         text=_text(text, task, locale, texts), learned=learned, effects=effects, test=test,
     )  # fmt: skip
     if evidence is not None:
-        question = replace(question, evidence=_evidence(evidence, question))
+        question = replace(question, evidence=_evidence(evidence, evidence_sweep, question))
+    elif evidence_sweep is not None:
+        raise InputError("--evidence-sweep names a sweep of a store: say which store with --evidence")
     kept = Store(store) if store is not None else None
     try:
         found = decide(question, out, store=kept, overwrite=overwrite, progress=bars)
@@ -102,13 +107,12 @@ def auto(
     show(as_json, found, lambda: _people(found))
 
 
-def _evidence(store: str, question: Any) -> Any:
+def _evidence(store: str, sweep: str | None, question: Any) -> Any:
     from langmerge.auto.evidence import MEASURED
     from langmerge.auto.stored import evidence_from
-    from langmerge.cli.runs import opened
+    from langmerge.cli.runs import stored
 
-    with opened(store) as kept:
-        outcomes = kept.outcomes(kind="merge", state="done")
+    outcomes = stored(store, question.mode, sweep)
     found = evidence_from(
         outcomes,
         task=question.task.name,

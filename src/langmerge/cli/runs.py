@@ -11,6 +11,7 @@ from langmerge.errors import InputError
 
 if TYPE_CHECKING:
     from langmerge.pool import Pool
+    from langmerge.results.records import Outcome
     from langmerge.results.store import Store
 
 Place = Annotated[
@@ -48,7 +49,7 @@ def listing(
     """Every method on every target, over seeds; references among them."""
     from langmerge.experiments.standing import lines, title
 
-    outcomes = _outcomes(store, target, mode, sweep)
+    outcomes = stored(store, mode, sweep, target=target)
     if failed:
         wrong = [one for one in outcomes if one.run is None]
         rows = [
@@ -74,7 +75,7 @@ def best(
     from langmerge.experiments.standing import lines
 
     found: dict[tuple[str, str], Any] = {}
-    for line in lines(_outcomes(store, target, mode, sweep)):
+    for line in lines(stored(store, mode, sweep, target=target)):
         key = (line.target, line.mode)
         if line.kind == "merge" and (key not in found or line.dev > found[key].dev):
             found[key] = line
@@ -94,7 +95,7 @@ def compare(
     """FIRST minus SECOND on test, paired over rows; intervals over rows and seeds."""
     from langmerge.experiments.standing import compare as run
 
-    found = run(_outcomes(store, target, None, sweep), first, second, mode=mode)
+    found = run(stored(store, None, sweep, target=target), first, second, mode=mode)
 
     def people() -> None:
         rows = [[name, str(d), str(found.seeds[name])] for name, d in found.targets.items()]
@@ -116,7 +117,7 @@ def export(
     """Every cell that is done, one row each; as .tex a table of methods × targets."""
     from langmerge.experiments.standing import export as run
 
-    rows = run(_outcomes(store, target, mode, sweep), out, overwrite=overwrite)
+    rows = run(stored(store, mode, sweep, target=target), out, overwrite=overwrite)
     say(f"{rows} rows written to {out}")
 
 
@@ -137,8 +138,8 @@ def hindsight(
 
     _mode(mode)
     # A single expert's cell has one mode and serves both: all are read.
-    among = cases(_outcomes(store, None, None, sweep), mode)
-    found = [judge(rule, among, mode, rows=rows, draws=draws) for rule in rules_for(among)]
+    among = cases(stored(store, None, sweep), mode)
+    found = [judge(rule, among, mode, rows=rows, draws=draws) for rule in rules_for(among, rows)]
 
     def people() -> None:
         header = [
@@ -188,10 +189,14 @@ def predict(
     from langmerge.pool import Pool
     from langmerge.similarities import PoolSelectors
 
-    outcomes = _outcomes(store, None, mode, sweep)
+    outcomes = stored(store, mode, sweep)
     by_seed: dict[int, PoolFeatures] = {}
+    task = Pool.load(pools[0]).task
+    outcomes = [one for one in outcomes if one.run is not None and one.run.task == task]
     for folder in pools:
         pool = Pool.load(folder)
+        if pool.task != task:
+            raise InputError(f"pool {folder} is for {pool.task}, {pools[0]} for {task}: one task at a time")
         seed = _seed(pool)
         if seed in by_seed:
             raise InputError(
@@ -209,8 +214,7 @@ def predict(
 
     found = examples(outcomes, mode, features)
     judged = all_predicted(found)
-    tasks = {one.run.task for one in outcomes if one.run is not None}
-    helping = write_effects(out, found, judged, task=tasks.pop(), mode=mode) if out is not None else []
+    helping = write_effects(out, found, judged, task=task, mode=mode) if out is not None else []
 
     def people() -> None:
         header = [
@@ -272,7 +276,20 @@ def _mode(mode: str | None) -> str | None:
     return mode
 
 
-def _outcomes(store: str, target: str | None, mode: str | None, sweep: str | None) -> list[Any]:
+def stored(
+    store: str, mode: str | None = None, sweep: str | None = None, *, target: str | None = None
+) -> list["Outcome"]:
+    """What a store's cells came to.
+
+    Args:
+        store: its place.
+        mode: only ExcTar, or only IncTar.
+        sweep: only these, names or signatures by commas.
+        target: only this locale.
+
+    Raises:
+        InputError: there is no such store or sweep.
+    """
     from langmerge.locales import canonical_locale
 
     _mode(mode)

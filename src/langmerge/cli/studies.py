@@ -145,6 +145,8 @@ def _summary(found: Any, out: Path) -> None:
         _people(study)
     for one in found.failed:
         say(f"FAILED: {one.cell.target}, {one.cell.mode}, {one.cell.name}, k={one.cell.k}: {one.reason}")
+    for cell, reason in found.unwritten.items():
+        say(f"NOT WRITTEN: the model of cell {cell}: {reason}")
     say(
         "gain: over the best zero-shot source chosen on dev (ExcTar) or self (IncTar); merging effect: over the sources' mean"
     )

@@ -1,20 +1,24 @@
 """Task vectors of experts in pairs, over all that a merge would merge: dot products and signs; streamed."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from langmerge.checkpoint import open_checkpoint
+from langmerge.checkpoint import Checkpoint, open_checkpoint
+from langmerge.checkpoint.reader import not_finite
+from langmerge.checkpoint.tensors import to_tensor
 from langmerge.coefficients import group_of
 from langmerge.engine.planning import make_plan
 from langmerge.engine.stream import Stream
 from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
 
-SIGNS = 1 << 23
-"""Entries that are counted at once."""
+SIGNS = 1 << 20
+"""Entries of each expert that are held at once."""
 
 
 def delta_gram(
@@ -63,20 +67,26 @@ def sign_agreement(
     """
     plan = make_plan(Recipe(base=base, sources=dict(experts), method="linear"))
     tensors = [t for t in plan.written if t.treatment == "merged" and t.base and group_of(t.name) != "head"]
-    opened, own = [open_checkpoint(folder) for folder in experts.values()], open_checkpoint(base)
+    own, opened = open_checkpoint(base), [open_checkpoint(folder) for folder in experts.values()]
     same, both = (np.zeros((len(opened), len(opened))) for _ in range(2))
     with progress("signs", len(tensors)) as advance:
         for tensor in tensors:
-            start = own.read_finite(tensor.name)
-            moved = np.stack(
-                [(one.read_finite(tensor.name) - start).sign().numpy().reshape(-1) for one in opened]
-            )
-            for first in range(0, moved.shape[1], SIGNS):
+            for first in range(0, math.prod(tensor.shape), SIGNS):
+                start = _part(own, tensor.name, first)
+                moved = np.stack([np.sign(_part(one, tensor.name, first) - start) for one in opened])
+                touched = np.abs(moved)
                 # Counts in float32 are exact up to 2²⁴.
-                part = moved[:, first : first + SIGNS]
-                touched = np.abs(part)
                 counted = (touched @ touched.T).astype(np.float64)
                 both += counted
-                same += ((part @ part.T) + counted) / 2
+                same += ((moved @ moved.T) + counted) / 2
             advance(1)
     return np.divide(same, both, out=np.full_like(same, np.nan), where=both > 0)
+
+
+def _part(checkpoint: Checkpoint, name: str, first: int) -> np.ndarray[Any, Any]:
+    """Some entries of a tensor, as float32."""
+    stored = checkpoint.array(name).reshape(-1)[first : first + SIGNS]
+    found = to_tensor(stored, checkpoint.tensors[name].dtype).float()
+    if not bool(found.isfinite().all()):
+        raise not_finite(checkpoint.tensors[name])
+    return np.asarray(found.numpy())

@@ -102,6 +102,7 @@ class TargetBoard:
         single: Mapping[str, Callable[[], str]] = {
             "best_zero_shot": lambda: self.best_source,
             "best_in_hindsight": self._hindsight,
+            "first_source": lambda: self.selection(replace(place, k=1)).sources[0],
             "self": lambda: self.target,
         }
         return self._expert(single[place.kind]())
@@ -145,7 +146,7 @@ class TargetBoard:
         return max(others, key=lambda source: (float(self.test(source).correct.mean()), source))
 
     def write(self, place: Place, out: Path) -> None:
-        """The merge of a place as a model."""
+        """The merge of a place as a model; a folder that is there already stays."""
         merge(self.scorer.recipe(self._candidate(place)), out)
 
     def _candidate(self, place: Place) -> Candidate:

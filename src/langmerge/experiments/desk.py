@@ -44,25 +44,24 @@ class Ground:
 
 @dataclass(frozen=True)
 class Work:
-    """One cell.
-
-    Attributes:
-        ground: the pool.
-        place: what is to stand there.
-        cell: its signature.
-        models: folder that its merge is written into as well, if it is one.
-    """
+    """One cell."""
 
     ground: Ground
     place: Place
     cell: Cell
-    models: Path | None = None
 
-    def lacks_model(self, models: Path | None) -> bool:
-        """Whether its merge is to be written and is not there."""
-        return (
-            models is not None and self.place.kind == "merge" and not (models / self.cell.signature).exists()
-        )
+
+@dataclass(frozen=True)
+class Model:
+    """A merge that is to be written.
+
+    Attributes:
+        work: its cell.
+        folder: where to.
+    """
+
+    work: Work
+    folder: Path
 
 
 class Desk:
@@ -110,11 +109,7 @@ def fill(work: Work) -> Outcome:
     """Work on a cell; whatever goes wrong with it is its outcome, and stops nothing else."""
     started = time.perf_counter()
     try:
-        board = desk(work.ground).board(work.place.target)
-        outcome = board.outcome(work.cell, work.place)
-        if work.models is not None and work.lacks_model(work.models):
-            board.write(work.place, work.models / work.cell.signature)
-        return outcome
+        return desk(work.ground).board(work.place.target).outcome(work.cell, work.place)
     except Exception as error:  # A sweep of days must not end with one cell.
         return failed(work, error, time.perf_counter() - started)
 
@@ -123,3 +118,17 @@ def failed(work: Work, error: BaseException, seconds: float = 0.0) -> Outcome:
     """The outcome of a cell that went wrong."""
     said = " ".join(str(error).split())
     return Outcome(work.cell, reason=f"{type(error).__name__}: {said}"[:1000], seconds=seconds)
+
+
+def write(model: Model) -> str | None:
+    """Write a merge as a model; gives what went wrong, which stops nothing else."""
+    try:
+        desk(model.work.ground).board(model.work.place.target).write(model.work.place, model.folder)
+    except Exception as error:  # As with cells.
+        return unwritten(model, error)
+    return None
+
+
+def unwritten(_: Model, error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:1000]

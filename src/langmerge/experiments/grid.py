@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from langmerge.coefficients import first_fault
 from langmerge.errors import LangmergeError, RecipeError
 from langmerge.locales import canonical_locale
 from langmerge.methods import checked_parameters
 from langmerge.results.ensembles import ENSEMBLES
-from langmerge.results.study import SINGLE_EXPERTS, Kind
+from langmerge.results.study import REFERENCES, Kind
 from langmerge.selection import WEIGHTINGS, check_selector
 from langmerge.training import Training
 
@@ -90,8 +90,8 @@ class Grid(BaseModel):
         methods: what is tried.
         ensembles: upper references, from the experts' kept logits.
         references: single experts beside the merges.
-        joint: one model trained on the data of the chosen sources together, how; none by default: it takes as long as all
-            of them.
+        joint: one model trained on the data of the chosen sources together, how (`max_train` that of `training` unless
+            given); none by default: it takes as long as all of them.
         columns: locales the experts are measured on: `all` for the whole picture, `targets` where time is short.
         matrix_limit: dev rows per locale behind the choice of sources and the verdict; all by default.
         test_limit: test rows per locale that everything is reported on; all by default.
@@ -111,7 +111,7 @@ class Grid(BaseModel):
     modes: tuple[Mode, ...] = ("ExcTar",)
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
     ensembles: tuple[str, ...] = tuple(ENSEMBLES)
-    references: tuple[Kind, ...] = SINGLE_EXPERTS
+    references: tuple[Kind, ...] = REFERENCES
     joint: Training | None = None
     columns: Literal["all", "targets"] = "all"
     matrix_limit: int | None = Field(None, ge=1)
@@ -157,9 +157,22 @@ class Grid(BaseModel):
     @field_validator("references")
     @classmethod
     def _references(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
-        if other := [kind for kind in kinds if kind not in SINGLE_EXPERTS]:
-            raise ValueError(f"{other[0]!r} is no single expert: there are {', '.join(SINGLE_EXPERTS)}")
+        if other := [kind for kind in kinds if kind not in REFERENCES]:
+            raise ValueError(f"{other[0]!r} is no single expert: there are {', '.join(REFERENCES)}")
         return tuple(dict.fromkeys(kinds))
+
+    @model_validator(mode="after")
+    def _modes_of_methods(self) -> Self:
+        for choice in self.methods:
+            if not set(choice.modes) <= set(self.modes):
+                raise ValueError(
+                    f"{choice.name} is for {', '.join(choice.modes)}, the grid for {', '.join(self.modes)}"
+                )
+            if choice.own is not None and "IncTar" not in self.modes:
+                raise ValueError(
+                    f"{choice.name}: own is the share of the target's own expert, and modes has no IncTar"
+                )
+        return self
 
     @property
     def locales(self) -> tuple[str, ...]:
@@ -178,8 +191,12 @@ class Grid(BaseModel):
         return tuple(self._seeded(self.training, seed) for seed in dict.fromkeys(seeds))
 
     def joint_training(self, seed: int) -> Training | None:
-        """Of the joint models of a seed, on the rows that the experts have."""
-        return None if self.joint is None else self._seeded(self.joint, seed)
+        """Of the joint models of a seed, on the rows that the experts have, unless others are asked for."""
+        if self.joint is None:
+            return None
+        given = "max_train" in self.joint.model_fields_set
+        same = {} if given else {"max_train": self.training.max_train}
+        return self._seeded(self.joint.model_copy(update=same), seed)
 
     def _seeded(self, training: Training, seed: int) -> Training:
         shared_out = self.locales if self.ids == "disjoint" else ()

@@ -49,7 +49,14 @@ class Place:
     def payload(self) -> dict[str, Any]:
         """As JSON has it."""
         plain = {key: value for key, value in asdict(self).items() if key != "choice"}
-        return {**plain, "choice": self.choice and self.choice.model_dump(exclude={"vary", "modes"})}
+        return {**plain, "choice": self.choice and _payload(self.choice)}
+
+
+def _payload(choice: MethodChoice) -> dict[str, Any]:
+    """What was added later is there only where it is used: cells that are done stay what they are."""
+    said = choice.model_dump(exclude={"vary", "modes"})
+    later = {"own": None, "head": "merge"}
+    return {key: value for key, value in said.items() if key not in later or value != later[key]}
 
 
 def places(grid: Grid) -> list[Place]:
@@ -61,6 +68,10 @@ def places(grid: Grid) -> list[Place]:
 def _of(grid: Grid, target: str) -> Iterator[Place]:
     for kind in grid.references:
         yield Place(kind, target, "IncTar" if kind == "self" else "ExcTar")
+    for by in grid.selectors:
+        if by != "measured":
+            # What one would take who merges nothing and has no other scores.
+            yield Place("first_source", target, "ExcTar", by)
     for mode in grid.modes:
         merges = list(_merges(grid, target, mode))
         for selector, k in dict.fromkeys((one.selector, one.k) for one in merges):

@@ -59,7 +59,7 @@ def lines(outcomes: Sequence[Outcome]) -> list[Line]:
 
 
 def _line(target: str, mode: str, name: str, own: Sequence[Outcome], among: Sequence[Outcome]) -> Line:
-    _one_a_seed(own, name)
+    own = _one_a_seed(own, name)
     rows = [row_of(one) for one in own]
     gain = own[0].gain
     if len(own) > 1 and gain is not None:
@@ -72,15 +72,17 @@ def _line(target: str, mode: str, name: str, own: Sequence[Outcome], among: Sequ
     )  # fmt: skip
 
 
-def _one_a_seed(own: Sequence[Outcome], name: str) -> None:
-    """Cells of two pools that share a seed are no two draws of one thing."""
-    known: dict[int, str] = {}
+def _one_a_seed(own: Sequence[Outcome], name: str) -> list[Outcome]:
+    """Each target and seed once. Cells of two pools that share a seed are no two draws of one thing."""
+    known: dict[tuple[str, int], Outcome] = {}
     for one in own:
-        if one.run is not None and known.setdefault(one.cell.seed, one.run.signature) != one.run.signature:
+        other = known.setdefault((one.cell.target, one.cell.seed), one)
+        if one.run is not None and other.run is not None and other.run.signature != one.run.signature:
             raise InputError(
                 f"{one.cell.target}, {one.cell.mode}, seed {one.cell.seed}: several cells are called {name!r} (other pools, "
                 "other settings): name one sweep with --sweep"
             )
+    return list(known.values())
 
 
 def _over_seeds(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference | None:
@@ -145,7 +147,7 @@ def compare(outcomes: Sequence[Outcome], first: str, second: str, *, mode: str |
     Raises:
         InputError: there is no such line, or several; or they share no target and seed.
     """
-    one, other = (_named(outcomes, name, mode) for name in (first, second))
+    one, other = (_one_a_seed(_named(outcomes, name, mode), name) for name in (first, second))
     cells = _differences(one, other)
     if not cells:
         raise InputError(f"{first} and {second} share no target and seed whose rows are known one by one")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from langmerge.errors import OutputError
 from langmerge.evaluate import PoolEvaluator, transfer_matrix
 from langmerge.executors import executed, started
-from langmerge.experiments.desk import Ground, Work, desk, failed, fill
+from langmerge.experiments.desk import Ground, Model, Work, desk, failed, fill, unwritten, write
 from langmerge.experiments.grid import Grid
 from langmerge.experiments.places import cell_of, places
 from langmerge.experiments.study import studies_of
@@ -59,6 +59,7 @@ class Swept:
         found: cells that were there before.
         filled: cells that this call has filled.
         seconds: that it took.
+        unwritten: by cell, why its merge could not be written as a model.
     """
 
     sweep: Sweep
@@ -67,6 +68,7 @@ class Swept:
     found: int
     filled: int
     seconds: float
+    unwritten: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_sweep(
@@ -110,12 +112,7 @@ def run_sweep(
         kept.plan(sweep, cells)
         states = kept.states(cells)
         again = {"done"} if retry else {"done", "failed"}
-        models = out / MODELS if keep_models else None
-        todo = [
-            replace(work, models=models)
-            for work in works
-            if states.get(work.cell.signature) not in again or work.lacks_model(models)
-        ]
+        todo = [work for work in works if states.get(work.cell.signature) not in again]
         with progress("cells", len(works)) as advance:
             advance(len(works) - len(todo))
             for _, outcome in executed(
@@ -123,8 +120,32 @@ def run_sweep(
             ):  # fmt: skip
                 kept.record(outcome)
                 advance(1)
+        unwritten = _write_models(kept, works, out, workers, progress) if keep_models else {}
         seconds = time.monotonic() - begun
-        return swept(kept, sweep, found=len(works) - len(todo), filled=len(todo), seconds=seconds)
+        found = swept(kept, sweep, found=len(works) - len(todo), filled=len(todo), seconds=seconds)
+        return replace(found, unwritten=unwritten)
+
+
+def _write_models(
+    kept: Store, works: Sequence[Work], out: Path, workers: Workers, progress: Progress
+) -> dict[str, str]:
+    """Every merge that is done and not there yet, as a model; by cell what went wrong."""
+    done = kept.states([work.cell.signature for work in works])
+    models = [
+        Model(work, folder)
+        for work in works
+        if work.place.kind == "merge" and done.get(work.cell.signature) == "done"
+        and not (folder := out.absolute() / MODELS / work.cell.signature).exists()
+    ]  # fmt: skip
+    wrong = {}
+    with progress("models", len(models)) as advance:
+        for place, said in executed(
+            write, models, executor=workers.executor, address=workers.address, gpus=workers.gpus, failed=unwritten
+        ):  # fmt: skip
+            if said is not None:
+                wrong[models[place].work.cell.signature] = said
+            advance(1)
+    return wrong
 
 
 def swept(store: Store, sweep: Sweep, *, found: int, filled: int, seconds: float) -> Swept:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal[
-    "merge", "best_zero_shot", "best_in_hindsight", "source_mean", "self", "joint",
+    "merge", "best_zero_shot", "best_in_hindsight", "first_source", "source_mean", "self", "joint",
     "soft_vote", "weighted_vote", "majority", "weighted_majority", "logit_average",
 ]  # fmt: skip
 
@@ -12,6 +12,7 @@ KINDS: dict[Kind, str] = {
     "merge": "merge",
     "best_zero_shot": "best zero-shot",
     "best_in_hindsight": "best in hindsight",
+    "first_source": "first source",
     "source_mean": "mean of the sources",
     "self": "self",
     "joint": "joint training",
@@ -22,7 +23,10 @@ KINDS: dict[Kind, str] = {
     "logit_average": "logit average",
 }
 
-SINGLE_EXPERTS: tuple[Kind, ...] = ("best_zero_shot", "best_in_hindsight", "self")
+REFERENCES: tuple[Kind, ...] = ("best_zero_shot", "best_in_hindsight", "self")
+"""What a sweep compares with, if nothing else is said."""
+
+SINGLE_EXPERTS: tuple[Kind, ...] = (*REFERENCES, "first_source")
 """References that are one expert. They belong to a target, whatever the mode."""
 
 

@@ -232,7 +232,11 @@ def joint_model(
     """
     own = signature([expert_signature(pool, task, locale, training) for locale in locales])
     folder = pool.root / "joint" / own
-    if not folder.exists():
+    folder.parent.mkdir(exist_ok=True)
+    # Several targets may want the same one at once.
+    with FileLock(folder.with_name(f".{own}.lock")):
+        if folder.exists():
+            return folder
         _train(pool, task, locales, training, folder, progress, record_as=JOINT)
     return folder
 
