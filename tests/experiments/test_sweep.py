@@ -20,6 +20,7 @@ from langmerge.experiments import Grid, Swept, Workers, estimate, run_sweep
 from langmerge.experiments import sweep as module
 from langmerge.experiments.places import places
 from langmerge.pool import Pool
+from langmerge.report import markdown, page
 from langmerge.results.ensembles import ENSEMBLES
 from langmerge.results.records import Outcome
 from langmerge.results.store import Store
@@ -314,6 +315,15 @@ def test_a_joint_model_has_seen_its_sources_and_not_the_target(
     assert joint["ExcTar"].gain is not None
     assert joint["ExcTar"].effect is not None
     assert apart.signature != along.signature
+
+
+def test_pages_name_every_kind_of_row(wide: tuple[Swept, list[Outcome]], found: Swept) -> None:
+    study = wide[0].studies[0]
+    assert "joint training" in markdown(study)
+    assert "joint training" in page(study)
+    # By another selector than dev accuracy there is the first source by it.
+    assert "first source" in markdown(found.studies[0])
+    assert "first source" in page(found.studies[0])
 
 
 def test_joint_models_see_the_rows_of_the_experts(place: Path) -> None:

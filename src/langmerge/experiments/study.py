@@ -52,7 +52,7 @@ def row_of(outcome: Outcome) -> Row:
     return Row(
         target=cell.target,
         kind=cell.kind,
-        name=cell.name if cell.k else run.name,
+        name=cell.name if cell.k or cell.kind == "first_source" else run.name,
         mode=cell.mode,
         k=cell.k,
         sources=run.sources,

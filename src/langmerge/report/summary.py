@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from langmerge.errors import DataError
 from langmerge.report.standings import belongs, modes, targets
-from langmerge.results.study import KINDS, SINGLE_EXPERTS, Difference, Kind, Row, Study
+from langmerge.results.study import KINDS, REFERENCES, SINGLE_EXPERTS, Difference, Kind, Row, Study
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def mean_gain(gains: Sequence[Difference]) -> Difference:
 
 
 def _method(row: Row) -> str:
-    return row.name if row.kind == "merge" else KINDS[row.kind]
+    # One expert for this target, another for that: these go by what they are. All others say by what they were chosen.
+    return KINDS[row.kind] if row.kind in REFERENCES else row.name
 
 
 def _asked(study: Study, row: Row) -> list[str]:

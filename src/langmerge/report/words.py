@@ -108,6 +108,8 @@ def label(row: Row) -> str:
     """How tables call a row, apart from its number of sources."""
     if row.kind == "best_in_hindsight":
         return f"{KINDS[row.kind]}: {row.sources[0]} (chosen on test: not a choice)"
+    if row.kind == "first_source":
+        return f"{row.name}: {row.sources[0]}"
     if row.kind in SINGLE_EXPERTS:
         return f"{KINDS[row.kind]}: {row.sources[0]}"
     return row.name
