@@ -111,7 +111,8 @@ class Predicted:
         better: constant − error, points; positive where the features help.
         low: lower end of its 95 % interval, Student's over targets.
         high: upper end.
-        spearman: rank correlation of predicted and measured means of targets.
+        spearman: rank correlation of predicted and measured means of targets. Where features say nothing it tends to −1: the
+            mean of the others is the lower the better a target is itself.
         residual: standard deviation of measured − predicted, points.
         targets: how many.
         cells: targets × seeds.
