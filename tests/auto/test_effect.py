@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from langmerge.auto import Question, decide
+from langmerge.auto import effect as effect_module
 from langmerge.auto.effect import (
     FEWEST,
     Example,
@@ -37,6 +38,12 @@ SOURCES = ("de-DE", "en-US", "fr-FR")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     """Four experts, and a locale without one."""
     return write_tiny_pool(tmp_path_factory.mktemp("effect"))
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forest takes seconds otherwise."""
+    monkeypatch.setattr(effect_module, "TREES", 30)
 
 
 @pytest.fixture(scope="module")

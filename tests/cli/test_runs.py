@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from langmerge.auto import effect
 from langmerge.results.records import Cell, Outcome, Sweep
 from langmerge.results.store import Store
 from tests.auto.test_hindsight import store as by_hand
@@ -92,8 +93,11 @@ def test_predicting_needs_the_pools_of_the_cells(run: Run, tmp_path: Path) -> No
     assert "another pool given has seed 0 too" in twice.err
 
 
-def test_a_sweep_whose_effects_are_predicted(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_whose_effects_are_predicted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four targets of one pool; the file is what `auto` reads."""
+    monkeypatch.setattr(effect, "TREES", 30)
     pool = write_tiny_pool(tmp_path)
     grid = {
         "task": pool.task, "base": str(tmp_path / "encoder"), "sources": list(EXPERTS), "targets": list(EXPERTS), "k": [2],

@@ -24,6 +24,9 @@ FORMAT = "langmerge-effect/1"
 OUTCOMES = ("gain", "effect")
 """What is predicted: points over the single expert, and over the mean of the merged sources."""
 
+TREES = 300
+"""Of the random forest."""
+
 FEWEST = 4
 """Targets: with three, a line through the other two is no prediction."""
 
@@ -90,7 +93,7 @@ def _ridge() -> Any:
 def _forest() -> Any:
     from sklearn.ensemble import RandomForestRegressor
 
-    return RandomForestRegressor(n_estimators=300, min_samples_leaf=3, random_state=0)
+    return RandomForestRegressor(n_estimators=TREES, min_samples_leaf=3, random_state=0)
 
 
 MODELS: Mapping[str, Callable[[], Any]] = {"ridge": _ridge, "forest": _forest}
