@@ -3,7 +3,8 @@
     python benchmarks/train.py [--rows 3000] [--epochs 3] [--steps 12]
 
 The plain way is what a first script does: float32, random batches, every row padded to 128 tokens. It is timed on a few
-steps and compared by seconds per step. Needs MASSIVE (LANGMERGE_DATA) and the extra `offline`.
+steps and compared by seconds per step. Both precisions are timed on the same steps too, in turn: which of them a machine
+takes by itself is told by its instructions, and this is whether it is right. Needs MASSIVE (LANGMERGE_DATA) and the extra `offline`.
 """
 
 import argparse
@@ -41,6 +42,24 @@ def plain_step_seconds(folder: Path, encoded: list[list[int]], examples: Example
     return statistics.median(seconds)
 
 
+def float32_over_bfloat16(
+    folder: Path, encoded: list[list[int]], examples: Examples, *, steps: int
+) -> list[float]:
+    """How much longer these steps of 32 rows take in float32, three times over."""
+    rows = slice(32 * steps)
+    ratios = []
+    for _ in range(3):
+        seconds = {
+            bf16: train_expert(
+                load_classifier(folder), encoded[rows], examples.labels[rows], encoded[:1], examples.labels[:1],
+                epochs=1, bf16=bf16,
+            ).seconds
+            for bf16 in (True, False)
+        }  # fmt: skip
+        ratios.append(seconds[False] / seconds[True])
+    return sorted(ratios)
+
+
 def main() -> None:
     """Time both and print the ratio."""
     parser = argparse.ArgumentParser(
@@ -58,6 +77,7 @@ def main() -> None:
         save_classifier(model, tokenizer, folder)
         train, dev = task.load("en-US", "train").limited(options.rows), task.load("en-US", "dev").limited(500)
         encoded = encode(load_tokenizer(folder), train.texts)
+        low, middle, high = float32_over_bfloat16(folder, encoded, train, steps=options.steps)
         plain = plain_step_seconds(folder, encoded, train, steps=options.steps)
         record = train_expert(
             load_classifier(folder), encoded, train.labels, encode(tokenizer, dev.texts), dev.labels,
@@ -69,6 +89,7 @@ def main() -> None:
         f"langmerge: {len(train)} utterances x {options.epochs} epochs in {record.seconds:.0f} s (dev passes included), dev accuracy {max(record.dev_accuracy):.3f}"
     )
     print(f"seconds per step of 32: langmerge {own:.3f}, plain {plain:.3f}, ratio {plain / own:.1f}")
+    print(f"float32 takes {middle:.2f} times as long as bfloat16 ({low:.2f}–{high:.2f})")
 
 
 if __name__ == "__main__":

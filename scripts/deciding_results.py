@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from langmerge.auto.hindsight import cases, judge, rules_for
-from langmerge.cli.runs import stored
 from langmerge.experiments.standing import compare, lines
 from langmerge.results.records import Outcome
+from langmerge.results.stored import stored
 from langmerge.selection.judging import spearman
 
 REFERENCE = {"ExcTar": "best zero-shot", "IncTar": "self"}

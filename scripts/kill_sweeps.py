@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.experiments.conftest import tiny_grid
 
 from langmerge.experiments import Grid, run_sweep
-from langmerge.experiments.sweep import STORE
 from langmerge.results.records import Outcome
-from langmerge.results.store import Store
+from langmerge.results.store import STORE, Store
 
 
 def timeless(outcomes: list[Outcome]) -> list[Outcome]:

@@ -132,12 +132,19 @@ def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:
 
     grid = tiny_grid(tmp_path, modes=["ExcTar"], methods=[{"method": "wudi"}], k=[2], training={"epochs": 1})
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid.model_dump(mode="json")))
+    dry = run("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--dry-run")
+    assert "seed 0: 4 experts to train and measure: en-US, de-DE, fr-FR, sw-KE" in dry.out
+    assert "10 cells: 0 done, 0 failed, 10 to do; --keep-models would write 1 models" in dry.out
+    assert dry.out.count("by a few rows tried here") == 3
+    assert not (tmp_path / "out").exists()
     ran = run("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert "sw-KE (ExcTar): merging " in ran.out
     assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "store.sqlite").exists()
     assert (tmp_path / "out" / "results.md").exists()
+    done = run("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--dry-run")
+    assert done.out.strip() == "10 cells: 10 done, 0 failed, 0 to do; --keep-models would write 1 models"
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import langmerge.experiments.board as board_module
+import langmerge.experiments.cost as cost_module
 from langmerge.checkpoint import folder_signature
 from langmerge.errors import OutputError, RecipeError
 from langmerge.evaluate import evaluate_model
-from langmerge.experiments import Grid, Swept, Workers, estimate, run_sweep
+from langmerge.experiments import Cost, Grid, Swept, Workers, estimate, run_sweep
 from langmerge.experiments import sweep as module
 from langmerge.experiments.places import places
 from langmerge.pool import Pool
@@ -26,6 +27,7 @@ from langmerge.results.records import Outcome
 from langmerge.results.store import Store
 from langmerge.tasks import load_task
 from langmerge.training import train_pool
+from langmerge.training.rates import Rates
 from tests.experiments.conftest import tiny_grid
 
 METHODS = [{"method": "linear"}, {"method": "ties", "vary": {"density": [0.2, 0.5]}}]
@@ -177,16 +179,36 @@ def test_two_sweeps_in_one_folder_are_refused(place: Path, found: Swept) -> None
 def test_an_estimate_writes_nothing(place: Path, found: Swept, store: Store, tmp_path: Path) -> None:
     whole = estimate(grid(place), place / "out", store=store)
     assert (whole.cells, whole.done, whole.failed, whole.untrained) == (found.filled, found.filled, 0, {})
-    assert whole.seconds == 0.0
+    assert whole.training == whole.measuring == whole.filling == Cost(0.0)
+    assert whole.unwritten == 12
     more = estimate(grid(place, seeds=[0, 1, 2], modes=["ExcTar", "IncTar"]), place / "out", store=store)
     assert more.untrained == {2: ("en-US", "de-DE", "fr-FR", "sw-KE")}
     assert more.cells == 3 * len(places(grid(place, modes=["ExcTar", "IncTar"])))
     assert more.done == found.filled
-    assert more.seconds is not None
-    assert more.seconds > 0
+    # Experts and cells of these kinds have finished; how long a row of the matrix takes is kept nowhere.
+    assert more.training.seconds > 0
+    assert more.filling.seconds > 0
+    assert (more.training.tried, more.measuring.tried, more.filling.tried) == (False, True, False)
     nothing = estimate(grid(place), tmp_path / "new")
-    assert (nothing.cells, nothing.done, nothing.seconds) == (found.filled, 0, None)
+    assert (nothing.cells, nothing.done) == (found.filled, 0)
+    assert nothing.training.tried
+    assert nothing.filling.tried
     assert not (tmp_path / "new").exists()
+
+
+def test_what_an_estimate_counts(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: a second for a row that is predicted, a hundred for one that is trained on."""
+    monkeypatch.setattr(cost_module, "measured_rates", lambda *_: Rates(1.0, 100.0))
+    whole = estimate(grid(place, seeds=[0, 1], selectors=["measured"], matrix_limit=20), tmp_path / "new")
+    # Two seeds of four experts: one epoch of 48 rows and 24 of dev; each on 20 dev rows of four locales.
+    assert whole.training == Cost(8 * (48 * 100.0 + 24), tried=True)
+    assert whole.measuring == Cost(8 * 4 * 20.0, tried=True)
+    # Best in hindsight looks at all four experts' 60 test rows; three merges of 20 and 60 rows.
+    assert whole.filling == Cost(2 * (4 * 60 + 3 * 80.0), tried=True)
+    joint = {"epochs": 2, "max_dev": 10}
+    more = estimate(grid(place, selectors=["measured"], matrix_limit=20, joint=joint), tmp_path / "new")
+    # One joint model a seed: two epochs of two sources' 96 rows and 10 of dev, then 20 and 60 rows.
+    assert more.filling.seconds - whole.filling.seconds == 2 * (2 * (96 * 100 + 10) + 80)
 
 
 def test_ray_finds_the_same_rows(place: Path, found: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +362,7 @@ def test_joint_models_see_the_rows_of_the_experts(place: Path) -> None:
 def test_how_joint_models_are_trained_decides_their_cells_alone(place: Path) -> None:
     def cells(epochs: int) -> dict[str, str]:
         asked = grid(place, seeds=[0], joint={"epochs": epochs})
-        grounds = [module._ground(asked, place / "out", 0, None)]
+        grounds = [module.ground_of(asked, place / "out", 0, None)]
         return {work.place.kind: work.cell.signature for work in module.planned(asked, grounds)}
 
     one, other = cells(1), cells(2)

@@ -122,9 +122,12 @@ def test_bf16_is_used_when_asked_for(base: Path) -> None:
     np.testing.assert_allclose(rough, exact, atol=0.05)
 
 
-def test_bf16_follows_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("capability", ["amx_bf16", "avx512_bf16"])
+def test_bf16_follows_the_capability(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for capable in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: {"amx_bf16": capable})
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda capable=capable: {"avx512_f": True, capability: capable}
+        )
         assert has_fast_bf16(CPU) is capable
         with autocast(CPU, None):
             product = torch.ones(2, 2) @ torch.ones(2, 2)

@@ -110,7 +110,7 @@ def auto(
 def _evidence(store: str, sweep: str | None, question: Any) -> Any:
     from langmerge.auto.evidence import MEASURED
     from langmerge.auto.stored import evidence_from
-    from langmerge.cli.runs import stored
+    from langmerge.results.stored import stored
 
     outcomes = stored(store, question.mode, sweep)
     found = evidence_from(

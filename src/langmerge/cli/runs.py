@@ -11,8 +11,6 @@ from langmerge.errors import InputError
 
 if TYPE_CHECKING:
     from langmerge.pool import Pool
-    from langmerge.results.records import Outcome
-    from langmerge.results.store import Store
 
 Place = Annotated[
     str,
@@ -48,6 +46,7 @@ def listing(
 ) -> None:
     """Every method on every target, over seeds; references among them."""
     from langmerge.experiments.standing import lines, title
+    from langmerge.results.stored import stored
 
     outcomes = stored(store, mode, sweep, target=target)
     if failed:
@@ -73,6 +72,7 @@ def best(
 ) -> None:
     """The merge that is best on dev, for each target and mode: what dev would have chosen, and what test says of it."""
     from langmerge.experiments.standing import lines
+    from langmerge.results.stored import stored
 
     found: dict[tuple[str, str], Any] = {}
     for line in lines(stored(store, mode, sweep, target=target)):
@@ -94,6 +94,7 @@ def compare(
 ) -> None:
     """FIRST minus SECOND on test, paired over rows; intervals over rows and seeds."""
     from langmerge.experiments.standing import compare as run
+    from langmerge.results.stored import stored
 
     found = run(stored(store, None, sweep, target=target), first, second, mode=mode)
 
@@ -116,6 +117,7 @@ def export(
 ) -> None:
     """Every cell that is done, one row each; as .tex a table of methods × targets."""
     from langmerge.experiments.standing import export as run
+    from langmerge.results.stored import stored
 
     rows = run(stored(store, mode, sweep, target=target), out, overwrite=overwrite)
     say(f"{rows} rows written to {out}")
@@ -135,8 +137,9 @@ def hindsight(
 ) -> None:
     """What the rule of langmerge auto, and simpler ones, would have chosen on a store's cells, and what that costs on test."""
     from langmerge.auto.hindsight import cases, judge, rules_for
+    from langmerge.results.stored import checked_mode, stored
 
-    _mode(mode)
+    checked_mode(mode)
     # A single expert's cell has one mode and serves both: all are read.
     among = cases(stored(store, None, sweep), mode)
     found = [judge(rule, among, mode, rows=rows, draws=draws) for rule in rules_for(among, rows)]
@@ -187,6 +190,7 @@ def predict(
     from langmerge.auto.effect import all_predicted, examples, write_effects
     from langmerge.auto.features import PoolFeatures
     from langmerge.pool import Pool
+    from langmerge.results.stored import stored
     from langmerge.similarities import PoolSelectors
 
     outcomes = stored(store, mode, sweep)
@@ -248,69 +252,6 @@ def _seed(pool: "Pool") -> int:
     if len(seeds) != 1 or not isinstance(found := seeds.pop(), int):
         raise InputError(f"pool {pool.root}: its experts are of no one seed, so its cells cannot be told")
     return found
-
-
-def opened(store: str) -> "Store":
-    """A store that is there.
-
-    Raises:
-        InputError: there is none.
-        StoreError: it cannot be opened.
-    """
-    from langmerge.experiments.sweep import STORE
-    from langmerge.results.store import Store
-
-    place: str | Path = store
-    if "://" not in store:
-        place = Path(store) / STORE if Path(store).is_dir() else Path(store)
-        if not place.exists():
-            raise InputError(
-                f"there is no store at {place}: name one with --store, or make one with langmerge sweep"
-            )
-    return Store(place)
-
-
-def _mode(mode: str | None) -> str | None:
-    if mode not in (None, "ExcTar", "IncTar"):
-        raise InputError(f"--mode {mode}: it is ExcTar or IncTar")
-    return mode
-
-
-def stored(
-    store: str, mode: str | None = None, sweep: str | None = None, *, target: str | None = None
-) -> list["Outcome"]:
-    """What a store's cells came to.
-
-    Args:
-        store: its place.
-        mode: only ExcTar, or only IncTar.
-        sweep: only these, names or signatures by commas.
-        target: only this locale.
-
-    Raises:
-        InputError: there is no such store or sweep.
-    """
-    from langmerge.locales import canonical_locale
-
-    _mode(mode)
-    where: dict[str, Any] = {"mode": mode, "target": canonical_locale(target) if target else None}
-    where = {key: value for key, value in where.items() if value is not None}
-    with opened(store) as kept:
-        if sweep is None:
-            return kept.outcomes(**where)
-        found = [one for name in sweep.split(",") for one in kept.outcomes(_sweep(kept, name), **where)]
-    # Two sweeps may share cells.
-    return list({one.cell.signature: one for one in found}.values())
-
-
-def _sweep(kept: "Store", name: str) -> str:
-    known = kept.sweeps()
-    own = [one for one in known if name in (one.name, one.signature)]
-    if not own:
-        names = ", ".join(dict.fromkeys(one.name for one in known)) or "none"
-        raise InputError(f"the store has no sweep {name!r}: it has {names}")
-    # Of several with one name the last.
-    return own[-1].signature
 
 
 def _table(name: str, found: list[Any]) -> None:

@@ -97,7 +97,7 @@ def _check_out(out: Path) -> None:
 @contextmanager
 def opened(store: str | None, out: Path | None = None, *, write: bool = True) -> Iterator[Any]:
     """The store that was asked for, or that in a sweep's folder; None where nothing is to be written and none is there."""
-    from langmerge.experiments.sweep import STORE
+    from langmerge.results.store import STORE
     from langmerge.results.store import Store as Opened
 
     place: str | Path = store if store is not None else (out or Path()) / STORE
@@ -114,13 +114,17 @@ def _costs(found: Any) -> None:
     for seed, missing in found.untrained.items():
         say(f"seed {seed}: {len(missing)} experts to train and measure: {', '.join(missing)}")
     rest = found.cells - found.done - found.failed
-    say(f"{found.cells} cells: {found.done} done, {found.failed} failed, {rest} to do")
-    if rest and found.seconds is None:
-        say("how long they take is not known: no cell of each kind has finished in this store")
-    elif rest:
-        say(
-            f"about {duration(found.seconds)} one after the other, by what finished cells took; training is not in it"
-        )
+    say(
+        f"{found.cells} cells: {found.done} done, {found.failed} failed, {rest} to do; "
+        f"--keep-models would write {found.unwritten} models"
+    )
+    costs = {"training": found.training, "measuring": found.measuring, "cells": found.filling}
+    due = {name: cost for name, cost in costs.items() if cost.seconds}
+    for name, cost in due.items():
+        by = "a few rows tried here" if cost.tried else "what others took"
+        say(f"{name}: about {duration(cost.seconds)}, by {by}")
+    if due:
+        say(f"about {duration(sum(cost.seconds for cost in due.values()))} in all, one after the other")
 
 
 def _run(

@@ -16,11 +16,10 @@ from langmerge.experiments.desk import Ground, Model, Work, desk, failed, fill, 
 from langmerge.experiments.grid import Grid
 from langmerge.experiments.places import cell_of, places
 from langmerge.experiments.study import studies_of
-from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
 from langmerge.results.records import Outcome, Sweep
-from langmerge.results.store import Store
+from langmerge.results.store import STORE, Store
 from langmerge.results.study import Study
 from langmerge.selection import TransferMatrix
 from langmerge.tasks import load_task
@@ -29,8 +28,8 @@ from langmerge.training import base_name, ensure_base, train_pool
 MODELS = "models"
 """In a sweep's folder, where merges are written, if they are to be."""
 
-STORE = "store.sqlite"
-"""In a sweep's folder, where no other store is asked for."""
+MATRIX = "transfer.dev.json"
+"""In a pool's folder, by which sources are chosen."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def prepare(
             evaluator, split="dev", locales=columns, executor=workers.executor, address=workers.address,
             data=data, progress=progress,
         )  # fmt: skip
-        found.append(_ground(grid, out, training.seed, data))
+        found.append(ground_of(grid, out, training.seed, data))
     return found
 
 
@@ -201,9 +200,14 @@ def pool_folder(grid: Grid, out: Path, seed: int) -> Path:
     return out / "-".join([*parts, *([str(seed)] if seed != grid.training.seed else ())])
 
 
-def _ground(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:
+def ground_of(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:
+    """What the cells of a seed stand on.
+
+    Raises:
+        PoolError, OSError: experts or their matrix are not there.
+    """
     root = pool_folder(grid, out, seed).absolute()
-    state = signature([(root / name).read_text() for name in ("pool.yaml", "transfer.dev.json")])
+    state = signature([(root / name).read_text() for name in ("pool.yaml", MATRIX)])
     limits = (("dev", grid.matrix_limit), ("test", grid.test_limit))
     return Ground(root, data, grid.sources, limits, seed, state, grid.joint_training(seed))
 
@@ -213,7 +217,7 @@ def planned(grid: Grid, grounds: Sequence[Ground]) -> list[Work]:
     found: dict[str, Work] = {}
     for ground in grounds:
         on = desk(ground)
-        columns = TransferMatrix.load(ground.root / "transfer.dev.json").targets
+        columns = TransferMatrix.load(ground.root / MATRIX).targets
         own = {target: on.grounds(target) for target in grid.targets}
         for place in places(grid):
             joint = ground.joint.payload() if ground.joint is not None else None
@@ -227,7 +231,7 @@ def _sweep(grid: Grid, name: str, grounds: Sequence[Ground], works: Sequence[Wor
     task = evaluator.task
     record: dict[str, Any] = {"grid": grid.model_dump(mode="json"), "matrices": {}}
     for ground in grounds:
-        record["matrices"][str(ground.seed)] = _matrix(TransferMatrix.load(ground.root / "transfer.dev.json"))
+        record["matrices"][str(ground.seed)] = _matrix(TransferMatrix.load(ground.root / MATRIX))
     own = signature(["sweep", record["grid"], [work.cell.signature for work in works]])
     return Sweep(own, name, task.name, task.revision, base_name(evaluator.pool), record)
 
@@ -240,47 +244,3 @@ def _matrix(matrix: TransferMatrix) -> dict[str, Any]:
         "split": matrix.split,
         "signature": matrix.provenance["signature"],
     }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a sweep would cost.
-
-    Attributes:
-        untrained: experts that are missing, by seed.
-        cells: all cells.
-        done: those that the store has.
-        failed: those that went wrong before.
-        seconds: for the rest of the cells, one after the other, by what finished cells of the store have taken; None
-            where none of their kind has finished. Training is not in it.
-    """
-
-    untrained: Mapping[int, tuple[str, ...]]
-    cells: int
-    done: int
-    failed: int
-    seconds: float | None
-
-
-def estimate(grid: Grid, out: Path, *, store: Store | None = None, data: Path | None = None) -> Estimate:
-    """What is still to be done, and what it would cost; writes nothing."""
-    untrained = {t.seed: _untrained(pool_folder(grid, out, t.seed), grid.locales) for t in grid.trainings}
-    ready = [seed for seed, missing in untrained.items() if not missing]
-    works = planned(grid, [_ground(grid, out, seed, data) for seed in ready])
-    states = store.states([work.cell.signature for work in works]) if store is not None else {}
-    rest = [work.place for work in works if work.cell.signature not in states]
-    rest += places(grid) * (len(untrained) - len(ready))
-    return Estimate(
-        {seed: missing for seed, missing in untrained.items() if missing},
-        len(works) + len(places(grid)) * (len(untrained) - len(ready)),
-        sum(state == "done" for state in states.values()),
-        sum(state == "failed" for state in states.values()),
-        store.expected_seconds([place.kind for place in rest]) if store is not None else None,
-    )
-
-
-def _untrained(root: Path, locales: Sequence[str]) -> tuple[str, ...]:
-    if not (root / "pool.yaml").exists() or not (root / "transfer.dev.json").exists():
-        return tuple(locales)
-    known = Pool.load(root).experts
-    return tuple(locale for locale in locales if locale not in known)

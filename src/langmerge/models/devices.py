@@ -15,11 +15,12 @@ def best_device() -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 matrices faster than float32.
 
-    On a CPU that takes AMX tiles: with AVX-512 alone the casts cost what the products gain.
+    On a CPU that takes AMX tiles or AVX-512's bfloat16 products: with plain AVX-512 the casts cost what the products gain.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def autocast(device: torch.device, bf16: bool | None) -> AbstractContextManager[object]:

@@ -19,6 +19,9 @@ from langmerge.results import schema
 from langmerge.results.records import Cell, Outcome, Run, Scored, State, Sweep
 from langmerge.results.study import Difference
 
+STORE = "store.sqlite"
+"""In a sweep's folder, where no other store is asked for."""
+
 WAIT = 60.0
 """Seconds that a process waits for another to finish writing to SQLite."""
 
