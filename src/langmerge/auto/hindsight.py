@@ -260,7 +260,7 @@ def judge(
     for case in among:
         dev, key = case.right("dev"), (case.target, case.seed)
         used = min(rows or len(dev["single"]), len(dev["single"]))
-        evidence = _evidence(among, case.target, mode)
+        evidence = evidence_of_others(among, case.target, mode)
         taken = [
             RULES[name](Known(case, {one: right[some] for one, right in dev.items()}, evidence))
             for some in _draws(draw, len(dev["single"]), used, draws)
@@ -291,7 +291,8 @@ def _share(case: Case, taken: Sequence[Run]) -> Counter[str]:
     return Counter(names[run.signature] for run in taken)
 
 
-def _evidence(among: Sequence[Case], target: str, mode: str) -> dict[str, Evidence]:
+def evidence_of_others(among: Sequence[Case], target: str, mode: str) -> dict[str, Evidence]:
+    """What the cases of every target but this one say."""
     gains = [
         (name, case.target, gain)
         for case in among

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langmerge.cli.console import bars, print_table, show, tell
-from langmerge.cli.options import Data, Json, Locales, locale_list
+from langmerge.cli.options import (
+    BatchSize,
+    Data,
+    Epochs,
+    HeadRate,
+    Json,
+    Locales,
+    MaxDev,
+    MaxTrain,
+    locale_list,
+)
 from langmerge.errors import InputError
 from langmerge.locales import canonical_locale
 
@@ -49,11 +59,9 @@ def train(
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Virtual tokens of a prefix.")] = 16,
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
-    max_train: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training rows per locale (parallel ids).")
-    ] = None,
-    max_dev: Annotated[int, typer.Option(min=1, help="Dev rows for early stopping.")] = 500,
+    epochs: Epochs = 3,
+    max_train: MaxTrain = None,
+    max_dev: MaxDev = 500,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -62,8 +70,8 @@ def train(
             show_default="lora 0.002, of mlm: 0.0003; ia3 0.01, prefix 0.03",
         ),
     ] = None,
-    head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 2e-3,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    head_lr: HeadRate = 2e-3,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     on: Annotated[
         str | None,

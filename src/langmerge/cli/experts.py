@@ -7,7 +7,21 @@ from typing import Annotated, Any
 import typer
 
 from langmerge.cli.console import bars, print_table, say, show, tell
-from langmerge.cli.options import Data, Json, Limit, Locales, PoolArgument, locale_list
+from langmerge.cli.options import (
+    BatchSize,
+    Data,
+    Epochs,
+    FreezeEmbeddings,
+    HeadRate,
+    Json,
+    Limit,
+    Locales,
+    MaxDev,
+    MaxTrain,
+    PoolArgument,
+    Rate,
+    locale_list,
+)
 from langmerge.errors import InputError
 
 
@@ -65,18 +79,14 @@ def train(
     task: Annotated[
         str, typer.Option(help="massive:intent, massive:scenario, sib200:topic, demo:intent or folder:PATH.")
     ] = "massive:intent",
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
-    max_train: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training rows per locale (parallel ids).")
-    ] = None,
-    max_dev: Annotated[int, typer.Option(min=1, help="Dev rows for early stopping.")] = 500,
-    lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the body.")] = 1e-4,
-    head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 2e-3,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    epochs: Epochs = 3,
+    max_train: MaxTrain = None,
+    max_dev: MaxDev = 500,
+    lr: Rate = 1e-4,
+    head_lr: HeadRate = 2e-3,
+    batch_size: BatchSize = 32,
     seed: int = 0,
-    freeze_embeddings: Annotated[
-        bool, typer.Option(help="Leave the word embeddings as they are in the base.")
-    ] = True,
+    freeze_embeddings: FreezeEmbeddings = True,
     data: Data = None,
     as_json: Json = False,
 ) -> None:

@@ -27,6 +27,22 @@ Store = Annotated[
         help="Where results are: a file (SQLite) or postgresql://USER@HOST/NAME (default: OUT/store.sqlite).",
     ),
 ]
+Epochs = Annotated[int, typer.Option("--epochs", min=1)]
+MaxTrain = Annotated[
+    int | None,
+    typer.Option("--max-train", min=1, help="At most so many training rows per locale (parallel ids)."),
+]
+MaxDev = Annotated[int, typer.Option("--max-dev", min=1, help="Dev rows for the choice of the epoch.")]
+Rate = Annotated[float, typer.Option("--lr", min=1e-12, help="Peak learning rate of the body.")]
+HeadRate = Annotated[float, typer.Option("--head-lr", min=1e-12, help="Peak learning rate of the head.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+FreezeEmbeddings = Annotated[
+    bool,
+    typer.Option(
+        "--freeze-embeddings/--no-freeze-embeddings",
+        help="Leave the word embeddings as they are in the base.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many rows of each locale.")]
 Parameters = Annotated[
     list[str] | None,

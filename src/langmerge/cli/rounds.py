@@ -6,12 +6,18 @@ import typer
 
 from langmerge.cli.console import bars, print_table, say, show
 from langmerge.cli.options import (
+    BatchSize,
     Data,
+    FreezeEmbeddings,
+    HeadRate,
     Json,
     Limit,
     Locales,
+    MaxDev,
+    MaxTrain,
     Parameters,
     PoolArgument,
+    Rate,
     locale_list,
     parameter_values,
 )
@@ -48,19 +54,13 @@ def rounds(
             help="Task vectors against the pretrained base, or against what the round began from: round."
         ),
     ] = "base",
-    max_train: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training rows per locale.")
-    ] = None,
-    max_dev: Annotated[int, typer.Option(min=1, help="Dev rows for the choice of the epoch.")] = 500,
-    lr: Annotated[
-        float, typer.Option(min=1e-12, help="Peak learning rate of the body, in each round.")
-    ] = 1e-4,
-    head_lr: Annotated[float, typer.Option(min=1e-12, help="Peak learning rate of the head.")] = 2e-3,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_train: MaxTrain = None,
+    max_dev: MaxDev = 500,
+    lr: Rate = 1e-4,
+    head_lr: HeadRate = 2e-3,
+    batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option(help="Of round 1; one more in each round.")] = 0,
-    freeze_embeddings: Annotated[
-        bool, typer.Option(help="Leave the word embeddings as they are in the base.")
-    ] = True,
+    freeze_embeddings: FreezeEmbeddings = True,
     limit: Limit = None,
     data: Data = None,
     as_json: Json = False,
