@@ -2,8 +2,8 @@
 
 python scripts/deciding_calls.py DECIDING --sweep deciding-disjoint --labels dev
 
-For every target and seed of the sweep `auto` decides without the target's expert, by the evidence of the other targets' cells,
-and writes its model into a temporary folder. What it chose is looked up among the sweep's cells: its gain over the best source
+For every target and seed of the sweep `auto` decides without the target's expert, by the evidence of the other targets' cells
+(or, with --shipped, by that which it has by itself), and writes its model into a temporary folder. What it chose is looked up among the sweep's cells: its gain over the best source
 and its regret on test are theirs. A choice that the rule would not have made is listed.
 """
 
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from langmerge.auto import Question, decide
-from langmerge.auto.hindsight import RULES, Case, Known, cases, evidence_of_others
+from langmerge.auto.evidence import Evidence
+from langmerge.auto.hindsight import RULES, Case, Known, cases
 from langmerge.auto.stored import evidence_from
 from langmerge.pool import Pool
 from langmerge.results.records import Run
@@ -32,9 +33,9 @@ def accuracy(run: Run) -> float:
     return 100 * next(one.accuracy for one in run.scores if one.split == "test")
 
 
-def told(case: Case, among: list[Case], labels: str) -> str:
+def told(case: Case, labels: str, evidence: Mapping[str, Evidence]) -> str:
     """What the rule chooses."""
-    known = Known(case, case.right("dev"), evidence_of_others(among, case.target, "ExcTar"))
+    known = Known(case, case.right("dev"), evidence)
     found = RULES[RULE[labels]](known)
     return next(name for name, run in runs(case, labels).items() if run.signature == found.signature)
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--sweep", required=True, help="names, by commas")
     parser.add_argument("--labels", choices=list(RULE), default="dev")
     parser.add_argument("--pools", default="pool*", help="which folders are the sweep's pools, one a seed")
+    parser.add_argument("--shipped", action="store_true", help="by the evidence that auto has by itself")
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
     outcomes = stored(given.folder, None, given.sweep)
@@ -93,7 +95,7 @@ def main() -> None:
             for one in found.record["candidates"]
             if one["out"]
         ]
-        if found.choice != (rule := told(case, among, given.labels)):
+        if found.choice != (rule := told(case, given.labels, of_rule)):
             other.append(f"{case.target}, seed {case.seed}: auto chose {found.choice}, the rule {rule}")
         print(
             f"{case.target}, seed {case.seed}: {found.choice}, {gains[-1]:+.1f}, {seconds[-1]:.0f} s",

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from langmerge.auto.evidence import Evidence
 from langmerge.auto.hindsight import RULES, cases, judge, rules_for
 from langmerge.auto.stored import cells_of, evidence_from, evidence_of
 from langmerge.errors import InputError
@@ -84,6 +85,16 @@ def test_evidence_of_a_target_is_that_of_the_others() -> None:
     assert found.gain.points == pytest.approx(-10 / 3)
     assert found.below == ("vi-VN",)
     assert found.regret == pytest.approx((10 + 10 + 10) / 3)
+
+
+def test_evidence_from_elsewhere_stands_in_for_the_others() -> None:
+    among = cases(free(store()), "ExcTar")
+    # The store's own cells would say: merge.
+    known = {"wudi": Evidence(-3.0, 1.0, 12, "elsewhere")}
+    told = judge("auto, no labels", among, "ExcTar", known=known)
+    assert told.chosen == {"single": 1.0}
+    known = {"wudi": Evidence(3.0, 1.0, 12, "elsewhere")}
+    assert judge("auto, no labels", among, "ExcTar", known=known).chosen == {"wudi": 1.0}
 
 
 def test_labels_move_what_evidence_says() -> None:

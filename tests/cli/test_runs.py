@@ -77,6 +77,9 @@ def test_hindsight_and_what_auto_takes_of_a_store(run: Run, tmp_path: Path) -> N
     assert rules["best on dev"]["gain"]["points"] == pytest.approx(20 / 3)
     said = run("runs", "hindsight", "--store", tmp_path, "--rows", 20, "--draws", 3).out
     assert "3 cells of 3 targets, 20 labelled rows" in said
+    assert "evidence of a target is that of the others" in said
+    said = run("runs", "hindsight", "--store", tmp_path, "--shipped").out
+    assert "evidence of a target is what auto has by itself" in said
 
 
 def test_predicting_needs_the_pools_of_the_cells(run: Run, tmp_path: Path) -> None:

@@ -237,17 +237,25 @@ class Judgement:
 
 
 def judge(
-    name: str, among: Sequence[Case], mode: str, *, rows: int | None = None, draws: int = 50, seed: int = 0
+    name: str,
+    among: Sequence[Case],
+    mode: str,
+    *,
+    rows: int | None = None,
+    draws: int = 50,
+    seed: int = 0,
+    known: Mapping[str, Evidence] | None = None,
 ) -> Judgement:
     """What a rule would have done.
 
     Args:
         name: of `RULES`.
-        among: the cases; evidence of a target is drawn from the others.
+        among: the cases.
         mode: ExcTar or IncTar.
         rows: labelled rows; all by default. Sources and single expert stay those that all rows chose.
         draws: of the labelled rows, where there are more than asked for.
         seed: of the draws.
+        known: evidence from elsewhere; by default that of a target is drawn from the others.
 
     Raises:
         InputError: fewer than two targets, or a case lacks what the rule needs.
@@ -260,7 +268,7 @@ def judge(
     for case in among:
         dev, key = case.right("dev"), (case.target, case.seed)
         used = min(rows or len(dev["single"]), len(dev["single"]))
-        evidence = evidence_of_others(among, case.target, mode)
+        evidence = known if known is not None else evidence_of_others(among, case.target, mode)
         taken = [
             RULES[name](Known(case, {one: right[some] for one, right in dev.items()}, evidence))
             for some in _draws(draw, len(dev["single"]), used, draws)

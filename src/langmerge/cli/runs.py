@@ -133,16 +133,26 @@ def hindsight(
         typer.Option(min=20, help="Labelled rows that rules may look at; all that were kept by default."),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of these rows, where more were kept.")] = 50,
+    shipped: Annotated[
+        bool,
+        typer.Option(
+            "--shipped", help="By the evidence that auto has by itself, not the store's other targets'."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What the rule of langmerge auto, and simpler ones, would have chosen on a store's cells, and what that costs on test."""
+    from langmerge.auto.evidence import MEASURED
     from langmerge.auto.hindsight import cases, judge, rules_for
     from langmerge.results.stored import checked_mode, stored
 
     checked_mode(mode)
     # A single expert's cell has one mode and serves both: all are read.
     among = cases(stored(store, None, sweep), mode)
-    found = [judge(rule, among, mode, rows=rows, draws=draws) for rule in rules_for(among, rows)]
+    evidence = MEASURED[mode] if shipped else None
+    found = [
+        judge(rule, among, mode, rows=rows, draws=draws, known=evidence) for rule in rules_for(among, rows)
+    ]
 
     def people() -> None:
         header = [
@@ -166,7 +176,8 @@ def hindsight(
             header,
             lines,
         )
-        say("below: significantly, over the target's seeds; evidence of a target is that of the others")
+        origin = "what auto has by itself" if shipped else "that of the others"
+        say(f"below: significantly, over the target's seeds; evidence of a target is {origin}")
 
     show(as_json, found, people)
 
