@@ -18,6 +18,7 @@ format: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --select F821 scripts benchmarks
 
 types: $(READY)
 	$(BIN)/mypy

@@ -146,6 +146,12 @@ def test_an_unknown_executor(ray: FakeRay, name: str) -> None:
     assert EXECUTORS == ("local", "ray")
 
 
+@pytest.mark.parametrize("settings", [{"address": "a:1"}, {"gpus": 0.5}])
+def test_settings_of_ray_without_ray_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="without Ray: say --executor ray"):
+        list(executed(str, [1], **settings))
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError) as caught:

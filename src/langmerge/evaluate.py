@@ -304,6 +304,7 @@ def transfer_matrix(
     locales: Sequence[str] | None = None,
     executor: str = "local",
     address: str | None = None,
+    gpus: float = 0.0,
     data: Path | None = None,
     progress: Progress = silent,
 ) -> TransferMatrix:
@@ -315,6 +316,7 @@ def transfer_matrix(
         locales: the columns; the pool's locales by default.
         executor: `local`, or `ray`: rows are spread over a cluster that sees the pool's folder.
         address: of a Ray cluster.
+        gpus: of a row, as Ray counts them.
         data: where the workers of a cluster find the task's data.
         progress: told about every cell.
 
@@ -332,7 +334,7 @@ def transfer_matrix(
     with progress(f"transfer matrix on {split}", values.size) as advance:
         if executor == "ray":
             works = [RowWork(pool.root.absolute(), data, e, columns, split, limit) for e in pool.locales]
-            rows = executed(evaluate_row, works, executor=executor, address=address)
+            rows = executed(evaluate_row, works, executor=executor, address=address, gpus=gpus)
         else:
             # This evaluator keeps the tokenised text of all columns, and each expert is loaded once.
             rows = executed(

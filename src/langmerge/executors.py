@@ -16,6 +16,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def check_executor(executor: str, address: str | None = None, gpus: float = 0.0) -> None:
+    """Raises InputError: there is no such executor, or Ray's settings are given without Ray."""
+    if executor not in EXECUTORS:
+        raise InputError(f"unknown executor {executor!r}: there are {', '.join(EXECUTORS)}")
+    if executor != "ray" and (address is not None or gpus):
+        what = "an address" if address is not None else "GPUs"
+        raise InputError(f"{what} of a Ray cluster without Ray: say --executor ray, or leave it out")
+
+
 def executed(
     work: Callable[[T], R],
     items: Sequence[T],
@@ -37,9 +46,10 @@ def executed(
             ends everything.
 
     Raises:
-        InputError: there is no such executor, or no cluster at the address.
+        InputError: there is no such executor, no cluster at the address, or GPUs without Ray.
         MissingExtraError: Ray is not installed.
     """
+    check_executor(executor, address, gpus)
     with started(executor, address) as ray:
         if ray is None:
             for place, item in enumerate(items):
@@ -67,8 +77,7 @@ def started(executor: str, address: str | None = None) -> Iterator[Any]:
         InputError: there is no such executor, or no cluster at the address.
         MissingExtraError: Ray is not installed.
     """
-    if executor not in EXECUTORS:
-        raise InputError(f"unknown executor {executor!r}: there are {', '.join(EXECUTORS)}")
+    check_executor(executor, address)
     if executor == "local":
         yield None
         return

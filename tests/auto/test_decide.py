@@ -198,6 +198,11 @@ def test_the_same_question_has_the_same_answer_and_is_in_the_store(
         one = decide(question(pool, task), tmp_path / "one", store=store)
         other = decide(question(pool, task), tmp_path / "other", store=store)
         (kept,) = store.decisions(target=ABSENT)
+        looked = decide(question(pool, task, test=True), tmp_path / "looked", store=store)
+        assert [one["record"]["test"] is None for one in store.decisions(target=ABSENT)] == [True, False]
+    # What has looked at test is another record of the same choice.
+    assert looked.record["signature"] != one.record["signature"]
+    assert looked.choice == one.choice
     assert one.record["signature"] == other.record["signature"] == kept["signature"]
     assert one.reasons == other.reasons
     assert (kept["choice"], kept["labels"]) == (one.choice, "dev")

@@ -89,12 +89,34 @@ def test_evidence_of_a_target_is_that_of_the_others() -> None:
 
 def test_evidence_from_elsewhere_stands_in_for_the_others() -> None:
     among = cases(free(store()), "ExcTar")
-    # The store's own cells would say: merge.
+    # The store's own cells say something else of two targets or of one, whatever is known elsewhere.
     known = {"wudi": Evidence(-3.0, 1.0, 12, "elsewhere")}
     told = judge("auto, no labels", among, "ExcTar", known=known)
     assert told.chosen == {"single": 1.0}
     known = {"wudi": Evidence(3.0, 1.0, 12, "elsewhere")}
     assert judge("auto, no labels", among, "ExcTar", known=known).chosen == {"wudi": 1.0}
+
+
+def test_halving_looks_at_rows_in_no_order_of_a_file() -> None:
+    """wudi is far better, and only on what stands last in a file that is sorted by topic."""
+    later = np.arange(200) >= 120
+    found = []
+    for target in ("cy-GB", "sw-KE"):
+        for kind, name, right in (
+            ("best_zero_shot", "de-DE", ~later),
+            ("merge", "linear", ~later | (np.arange(200) < 2)),
+            ("merge", "ties(density=0.2, scope=model)", ~later | (np.arange(200) < 4)),
+            ("merge", WUDI, (np.arange(200) >= 20) & (np.arange(200) < 196)),
+        ):
+            one = outcome(target, kind, name, 0.5, 0.5, gain=None if kind == "best_zero_shot" else 0.0)  # type: ignore[arg-type]
+            assert one.run is not None
+            scores = tuple(
+                replace(s, right=np.packbits(right).tobytes()) if s.split == "dev" else s
+                for s in one.run.scores
+            )
+            found.append(replace(one, run=replace(one.run, scores=scores)))
+    told = judge("auto, labels", cases(found, "ExcTar"), "ExcTar", draws=10)
+    assert told.chosen["wudi"] > 0.9
 
 
 def test_labels_move_what_evidence_says() -> None:

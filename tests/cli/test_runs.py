@@ -11,7 +11,7 @@ from langmerge.results.records import Cell, Outcome, Sweep
 from langmerge.results.store import Store
 from tests.auto.test_hindsight import store as by_hand
 from tests.cli.conftest import Run
-from tests.experiments.test_standing import cells
+from tests.experiments.test_standing import cells, outcome
 from tests.tiny_pool import EXPERTS, write_tiny_pool
 
 
@@ -46,6 +46,15 @@ def test_the_commands(run: Run, store: Path) -> None:
     assert (store / "rows.csv").read_text().count("\n") == 17
 
 
+def test_equals_on_dev_are_not_told_apart_by_test(run: Run, tmp_path: Path) -> None:
+    with Store(tmp_path / "store.sqlite") as opened:
+        for name, right, k in (("ties", "11111111", 5), ("wudi", "11110000", 3), ("wudi", "11111111", 5)):
+            opened.record(outcome(name, right, k=k, dev=0.7))
+        opened.record(outcome("linear", "11111110", dev=0.6))
+    (found,) = json.loads(run("runs", "best", "--store", tmp_path, "--json").out)
+    assert found["title"] == "wudi, k=3"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -53,6 +62,7 @@ def test_the_commands(run: Run, store: Path) -> None:
         (("list", "--mode", "both"), "it is ExcTar or IncTar"),
         (("list", "--sweep", "second"), "no sweep 'second': it has first"),
         (("compare", "wudi", "ties"), "may be several"),
+        (("compare", "de-DE", "best_zero_shot", "--mode", "both"), "--mode both: it is ExcTar or IncTar"),
         (("export", "rows.doc"), "ends with .doc"),
         (("hindsight", "--mode", "IncTar"), "hindsight needs two targets or more"),
         (("hindsight", "--mode", "both"), "--mode both: it is ExcTar or IncTar"),

@@ -85,6 +85,16 @@ def test_a_comparison_is_paired_over_rows() -> None:
     assert back.over_all.points == -25.0
 
 
+def test_two_tasks_are_not_two_seeds_of_one() -> None:
+    """Their locales and row ids may be the same."""
+    first, second = (outcome("ties", "11110000", seed=seed) for seed in (0, 1))
+    assert second.run is not None
+    other = replace(second, run=replace(second.run, task="other"))
+    with pytest.raises(InputError, match=r"several tasks, demo \(r1\), other \(r1\): name sweeps of one"):
+        lines([first, other])
+    assert len(lines([first, second])) == 1
+
+
 def test_a_comparison_takes_what_both_have() -> None:
     some = [one for one in cells() if (one.cell.name, one.cell.seed, one.cell.target) != ("ties", 1, "cy-GB")]
     assert compare(some, "wudi, k=3", "ties").seeds == {"sw-KE": 2, "cy-GB": 1}

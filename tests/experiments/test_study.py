@@ -7,6 +7,7 @@ import pytest
 
 from langmerge.errors import PoolError, RecipeError
 from langmerge.experiments import DEMO_GRID, Grid, run_sweep
+from langmerge.experiments.grid import MethodChoice
 from langmerge.pool import Pool
 from langmerge.results import Row, Study, load_logits
 from tests.experiments.conftest import tiny_grid
@@ -126,6 +127,9 @@ def test_a_pool_is_not_continued_with_another_head(study: Study, study_folder: P
         ({"targets": ["nowhere"]}, "is no locale"),
         ({"colour": 1}, "Extra inputs"),
         ({"k": [0]}, "k"),
+        ({"training": {"disjoint": ["en-US"]}}, "write ids: disjoint"),
+        ({"joint": {"disjoint": ["en-US"]}}, "write ids: disjoint"),
+        ({"joint": {"seed": 7}}, "leave seed out"),
     ],
 )
 def test_a_wrong_grid_is_one_line_that_names_the_fault(
@@ -145,6 +149,21 @@ def test_a_wrong_grid_is_one_line_that_names_the_fault(
         Grid.load(path)
     assert fault in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_a_grid_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_bytes(b"task: \xff\xfe")
+    with pytest.raises(RecipeError, match=r"grid\.yaml is not valid YAML"):
+        Grid.load(tmp_path / "grid.yaml")
+
+
+def test_choices_that_differ_have_other_names_and_equal_ones_one() -> None:
+    ways = [{"weights": one, "temperature": t} for one in ("softmax", "sinkhorn") for t in (0.1, 0.5)]
+    assert len({MethodChoice(method="linear", **way).name for way in ways}) == 4
+    one, other = ({"density": 0.2, "scope": "model"}, {"scope": "model", "density": 0.2})
+    assert (
+        MethodChoice(method="ties", parameters=one).name == MethodChoice(method="ties", parameters=other).name
+    )
 
 
 def test_the_demo_keeps_its_promises() -> None:

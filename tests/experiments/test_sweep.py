@@ -15,18 +15,19 @@ import pytest
 import langmerge.experiments.board as board_module
 import langmerge.experiments.cost as cost_module
 from langmerge.checkpoint import folder_signature
-from langmerge.errors import OutputError, RecipeError
+from langmerge.errors import OutputError, PoolError, RecipeError
 from langmerge.evaluate import evaluate_model
 from langmerge.experiments import Cost, Grid, Swept, Workers, estimate, run_sweep
 from langmerge.experiments import sweep as module
 from langmerge.experiments.places import places
+from langmerge.models import PROVENANCE_FILE
 from langmerge.pool import Pool
 from langmerge.report import markdown, page
 from langmerge.results.ensembles import ENSEMBLES
 from langmerge.results.records import Outcome
 from langmerge.results.store import Store
 from langmerge.tasks import load_task
-from langmerge.training import train_pool
+from langmerge.training import Training, train_pool
 from langmerge.training.rates import Rates
 from tests.experiments.conftest import tiny_grid
 
@@ -209,6 +210,74 @@ def test_what_an_estimate_counts(place: Path, tmp_path: Path, monkeypatch: pytes
     more = estimate(grid(place, selectors=["measured"], matrix_limit=20, joint=joint), tmp_path / "new")
     # One joint model a seed: two epochs of two sources' 96 rows and 10 of dev, then 20 and 60 rows.
     assert more.filling.seconds - whole.filling.seconds == 2 * (2 * (96 * 100 + 10) + 80)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Experts of other settings are trained anew, and whatever they have done with them.
+        ({"training": {"epochs": 2, "batch_size": 8}}, {"untrained": 4, "measuring": 16, "done": 0}),
+        ({"ids": "disjoint"}, {"untrained": 4, "measuring": 16, "done": 0}),
+        # One more target needs an expert of its own, and a column; the other's cells are there.
+        ({"targets": ["sw-KE", "en-US"]}, {"untrained": 0, "measuring": 0, "done": 22}),
+        ({"matrix_limit": 20}, {"untrained": 0, "measuring": 16, "done": 0}),
+    ],
+)
+def test_an_estimate_counts_what_a_run_would_do(
+    place: Path, found: Swept, store: Store, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: dict[str, int]
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cost_module, "measured_rates", lambda *_: Rates(1.0, 0.0))
+    asked = grid(place, seeds=[0], **changes)
+    told = estimate(asked, place / "out", store=store)
+    rows = told.measuring.seconds / (20 if "matrix_limit" in changes else 24)
+    assert (len(told.untrained.get(0, ())), rows) == (expected["untrained"], expected["measuring"])
+    assert told.done == expected["done"]
+    assert told.due == told.cells - told.done
+
+
+def test_cells_of_a_target_are_known_while_another_has_no_expert(place: Path, tmp_path: Path) -> None:
+    """By hand: the pool loses one target's expert."""
+    asked = grid(place, sources=["en-US", "de-DE"], targets=["sw-KE", "fr-FR"], seeds=[0])
+    with Store(tmp_path / "own.sqlite") as own:
+        swept = run_sweep(asked, tmp_path / "out", store=own)
+        pool = Pool.load(tmp_path / "out" / "pool")
+        pool.model_copy(update={"experts": {k: v for k, v in pool.experts.items() if k != "fr-FR"}}).save()
+        told = estimate(asked, tmp_path / "out", store=own)
+    assert told.untrained == {0: ("fr-FR",)}
+    assert (told.cells, told.done) == (swept.filled, swept.filled // 2)
+
+
+def test_an_estimate_tries_failed_cells_again_if_asked(place: Path, found: Swept, store: Store) -> None:
+    (work, *_) = module.planned(grid(place), [module.ground_of(grid(place), place / "out", 0, None)])
+    with Store(place / "one-failed.sqlite") as own:
+        for one in store.outcomes(found.sweep.signature):
+            own.record(replace(one, run=None, reason="no") if one.cell == work.cell else one)
+        told, again = (
+            estimate(grid(place), place / "out", store=own, retry=retry) for retry in (False, True)
+        )
+    assert (told.failed, told.due, again.failed, again.due) == (1, 0, 1, 1)
+
+
+def test_an_estimate_refuses_what_a_run_would(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / PROVENANCE_FILE).write_text(json.dumps({"locales": ["en-US"]}))
+    with pytest.raises(OutputError, match="holds a base made with"):
+        estimate(grid(place, base="e5-small"), tmp_path)
+    few = Training(disjoint=tuple(f"x{i}" for i in range(1000)))
+    monkeypatch.setattr(Grid, "trainings", property(lambda _: (few,)))
+    with pytest.raises(PoolError, match="has no part of the training ids"):
+        estimate(grid(place), tmp_path)
+
+
+def test_one_grid_under_two_names_is_two_sweeps_of_the_same_cells(
+    place: Path, found: Swept, store: Store
+) -> None:
+    again = run_sweep(grid(place), place / "out", store=store, name="second")
+    assert (again.found, again.filled) == (found.filled, 0)
+    assert [one.name for one in store.sweeps()][-1] == "second"
+    assert store.outcomes(again.sweep.signature) == store.outcomes(found.sweep.signature)
 
 
 def test_ray_finds_the_same_rows(place: Path, found: Swept, monkeypatch: pytest.MonkeyPatch) -> None:

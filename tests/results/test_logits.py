@@ -171,6 +171,15 @@ def test_another_signature_is_refused(tmp_path: Path) -> None:
     assert load_logits(tmp_path / "y.safetensors", kept.signature) is None
 
 
+def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    others = [tmp_path / ".kept.tmp", tmp_path / ".kept.1.tmp"]
+    for one in others:
+        one.write_text("half")
+    logits([[0.0, -1.0]]).save(tmp_path / "kept")
+    assert all(one.read_text() == "half" for one in others)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".kept.1.tmp", ".kept.tmp", "kept"]
+
+
 def test_a_later_file_replaces_an_earlier_one(tmp_path: Path) -> None:
     logits([[-2.0, 0.0]]).save(tmp_path / "x.safetensors")
     second = logits([[0.0, -3.0], [0.0, 0.0]])

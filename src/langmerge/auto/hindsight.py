@@ -14,6 +14,7 @@ from langmerge.auto.decision import halved, judged, simplest_best
 from langmerge.auto.evidence import Evidence
 from langmerge.auto.stored import cells_of, evidence_of
 from langmerge.errors import InputError
+from langmerge.experiments.standing import one_task
 from langmerge.results.records import Outcome, Run
 from langmerge.results.study import Difference
 from langmerge.tasks import seeded_interval
@@ -67,7 +68,11 @@ def cases(outcomes: Sequence[Outcome], mode: str, *, selector: str = "composite"
         outcomes: of one pool a seed.
         mode: ExcTar or IncTar.
         selector: of the label-free candidates.
+
+    Raises:
+        InputError: cells of several tasks, or of several pools with one seed.
     """
+    one_task(outcomes)
     groups: dict[tuple[str, int], list[Outcome]] = {}
     for one in outcomes:
         if one.run is not None and (one.cell.mode == mode or not one.cell.k):
@@ -253,7 +258,7 @@ def judge(
         among: the cases.
         mode: ExcTar or IncTar.
         rows: labelled rows; all by default. Sources and single expert stay those that all rows chose.
-        draws: of the labelled rows, where there are more than asked for.
+        draws: of the labelled rows and of their order: halving looks at the first of them first.
         seed: of the draws.
         known: evidence from elsewhere; by default that of a target is drawn from the others.
 
@@ -289,8 +294,7 @@ def judge(
 
 
 def _draws(draw: np.random.Generator, there: int, used: int, draws: int) -> list[np.ndarray[Any, Any]]:
-    if used == there:
-        return [np.arange(there)]
+    # All of them too: halving looks at the first ones first, and files are sorted by topic.
     return [draw.permutation(there)[:used] for _ in range(draws)]
 
 

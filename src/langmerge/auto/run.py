@@ -106,7 +106,8 @@ def _record(
 ) -> dict[str, Any]:
     asked, inputs = pilot.question, pilot.inputs
     return {
-        "format": FORMAT, "signature": signature(inputs), **inputs, "choice": chosen.name,
+        # A record that has looked at test is another one.
+        "format": FORMAT, "signature": signature({**inputs, "test": True} if asked.test else inputs), **inputs, "choice": chosen.name,
         "what": pilot.options[chosen.name].what, "sources_chosen": list(pilot.of(chosen.name)),
         "model": folder_signature(made), "reasons": list(reasons),
         "candidates": [{**asdict(one), "seconds": round(pilot.seconds.get(one.name, 0.0), 2)} for one in last],

@@ -75,11 +75,15 @@ def best(
     from langmerge.results.stored import stored
 
     found: dict[tuple[str, str], Any] = {}
-    for line in lines(stored(store, mode, sweep, target=target)):
-        key = (line.target, line.mode)
-        if line.kind == "merge" and (key not in found or line.dev > found[key].dev):
-            found[key] = line
-    show(as_json, list(found.values()), lambda: _table("best on dev", list(found.values())))
+    # Among equals on dev that of fewer sources: test has no say.
+    for line in sorted(
+        lines(stored(store, mode, sweep, target=target)),
+        key=lambda one: (-round(one.dev, 9), one.k, one.title),
+    ):
+        if line.kind == "merge":
+            found.setdefault((line.target, line.mode), line)
+    chosen = [found[key] for key in sorted(found)]
+    show(as_json, chosen, lambda: _table("best on dev", chosen))
 
 
 @group.command()
@@ -94,8 +98,9 @@ def compare(
 ) -> None:
     """FIRST minus SECOND on test, paired over rows; intervals over rows and seeds."""
     from langmerge.experiments.standing import compare as run
-    from langmerge.results.stored import stored
+    from langmerge.results.stored import checked_mode, stored
 
+    checked_mode(mode)
     found = run(stored(store, None, sweep, target=target), first, second, mode=mode)
 
     def people() -> None:

@@ -73,14 +73,14 @@ def sweep(
     """Train, measure, select, merge and judge what a grid file says; resumes exactly."""
     from langmerge.experiments import Grid, Workers, estimate
 
+    workers = Workers(executor, ray_address, gpus)
     read = Grid.load(grid)
     _check_out(out)
     if dry_run:
         with opened(store, out, write=False) as kept:
-            found = estimate(read, out, store=kept, data=data)
+            found = estimate(read, out, store=kept, data=data, retry=retry_failed)
         show(as_json, found, lambda: _costs(found))
         return
-    workers = Workers(executor, ray_address, gpus)
     _run(
         read, out, data, as_json, store=store, name=name or grid.stem, workers=workers, retry=retry_failed,
         keep_models=keep_models,
@@ -113,9 +113,8 @@ def _costs(found: Any) -> None:
 
     for seed, missing in found.untrained.items():
         say(f"seed {seed}: {len(missing)} experts to train and measure: {', '.join(missing)}")
-    rest = found.cells - found.done - found.failed
     say(
-        f"{found.cells} cells: {found.done} done, {found.failed} failed, {rest} to do; "
+        f"{found.cells} cells: {found.done} done, {found.failed} failed, {found.due} to do; "
         f"--keep-models would write {found.unwritten} models"
     )
     costs = {"training": found.training, "measuring": found.measuring, "cells": found.filling}

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from langmerge.experiments.desk import Work
 from langmerge.experiments.grid import Grid
 from langmerge.experiments.places import Place, places
 from langmerge.experiments.sweep import MATRIX, MODELS, ground_of, planned, pool_folder
@@ -13,8 +14,11 @@ from langmerge.measuring import ROWS as HEAD_ROWS
 from langmerge.pool import Pool
 from langmerge.results.store import Store
 from langmerge.results.study import SINGLE_EXPERTS
+from langmerge.selection import TransferMatrix
 from langmerge.tasks import Task, load_task
 from langmerge.training import OFFLINE, Training, ensure_base
+from langmerge.training.bases import is_kept, offline_provenance
+from langmerge.training.pool import untrained
 from langmerge.training.rates import Rates, measured_rates
 
 
@@ -40,6 +44,7 @@ class Estimate:
         cells: all cells.
         done: those that the store has.
         failed: those that went wrong before.
+        due: those that would be filled.
         unwritten: merges that are no models in the sweep's folder yet: what `keep_models` would write.
         training: the missing experts, if none stops early.
         measuring: their rows of the dev matrix.
@@ -50,6 +55,7 @@ class Estimate:
     cells: int
     done: int
     failed: int
+    due: int
     unwritten: int
     training: Cost
     measuring: Cost
@@ -79,7 +85,9 @@ class Passes:
         return self.forward * rates.forward + self.training * rates.training
 
 
-def estimate(grid: Grid, out: Path, *, store: Store | None = None, data: Path | None = None) -> Estimate:
+def estimate(
+    grid: Grid, out: Path, *, store: Store | None = None, data: Path | None = None, retry: bool = False
+) -> Estimate:
     """What is still to be done, and what it would cost; writes nothing.
 
     Where nothing of a kind has finished, a model is trained on and predicts a few rows, in memory.
@@ -89,43 +97,89 @@ def estimate(grid: Grid, out: Path, *, store: Store | None = None, data: Path | 
         out: the sweep's folder.
         store: where finished cells are.
         data: where the task's data is.
+        retry: cells that have failed are tried again.
 
     Raises:
-        LocaleError: the task has no such locale.
+        LocaleError, DataError: the task has no such locale, or too few rows for shares of them.
+        OutputError: the folder has a base for other locales.
         CheckpointError: the base cannot be read.
     """
     task = load_task(grid.task, data=data)
-    roots = {training.seed: pool_folder(grid, out, training.seed) for training in grid.trainings}
-    untrained = {seed: _untrained(root, grid.locales) for seed, root in roots.items()}
-    unmeasured = {
-        seed: len(untrained[seed] if (root / MATRIX).exists() else grid.locales)
-        for seed, root in roots.items()
-    }
-    ready = [seed for seed, rows in unmeasured.items() if not rows]
-    works = planned(grid, [ground_of(grid, out, seed, data) for seed in ready])
-    states = store.states([work.cell.signature for work in works]) if store is not None else {}
+    if grid.base == OFFLINE:
+        is_kept(out / "base", offline_provenance(task, grid.locales))
+    for locale in grid.locales:
+        grid.trainings[0].rows(task.load(locale, "train"))
+    states = [_State(grid, out, training, task) for training in grid.trainings]
+    works = [work for state in states for work in state.planned(data)]
+    found = store.states([work.cell.signature for work in works]) if store is not None else {}
+    settled = ("done",) if retry else ("done", "failed")
     rest = {
-        seed: [w.place for w in works if w.ground.seed == seed and w.cell.signature not in states]
-        for seed in ready
+        state.seed: [
+            *(
+                w.place
+                for w in works
+                if w.ground.seed == state.seed and found.get(w.cell.signature) not in settled
+            ),
+            *(place for place in places(grid) if place.target not in state.ready),
+        ]
+        for state in states
     }
-    others = {seed: places(grid) for seed in roots if seed not in ready}
-    written = [(out / MODELS / one.cell.signature).exists() for one in works if one.place.kind == "merge"]
+    written = sum((out / MODELS / one.cell.signature).exists() for one in works if one.place.kind == "merge")
     counted = _Counted(grid, out, task)
     return Estimate(
-        {seed: missing for seed, missing in untrained.items() if missing},
-        len(works) + sum(map(len, others.values())),
-        sum(state == "done" for state in states.values()),
-        sum(state == "failed" for state in states.values()),
-        written.count(False) + sum(place.kind == "merge" for own in others.values() for place in own),
-        counted.training(sum(map(len, untrained.values()))),
-        counted.measuring(sum(unmeasured.values())),
-        counted.filling({**rest, **others}, store),
+        {state.seed: state.untrained for state in states if state.untrained},
+        len(places(grid)) * len(states),
+        sum(one == "done" for one in found.values()),
+        sum(one == "failed" for one in found.values()),
+        sum(map(len, rest.values())),
+        sum(place.kind == "merge" for place in places(grid)) * len(states) - written,
+        counted.training(sum(len(state.untrained) for state in states)),
+        counted.measuring(sum(state.unmeasured for state in states)),
+        counted.filling(rest, store),
     )
 
 
-def _untrained(root: Path, locales: Sequence[str]) -> tuple[str, ...]:
-    known = Pool.load(root).experts if (root / "pool.yaml").exists() else {}
-    return tuple(locale for locale in locales if locale not in known)
+class _State:
+    """What there is of a seed.
+
+    Args:
+        grid: of the sweep.
+        out: its folder.
+        training: of the seed's experts.
+        task: of the grid, loaded.
+
+    Attributes:
+        seed: of the training.
+        untrained: locales without an expert, or with one of other settings.
+        ready: targets that can be worked on as soon as the matrix is there: all of their experts are.
+    """
+
+    def __init__(self, grid: Grid, out: Path, training: Training, task: Task) -> None:
+        self.grid, self.out, self.seed = grid, out, training.seed
+        self.root = pool_folder(grid, out, training.seed)
+        there = (self.root / "pool.yaml").exists()
+        missing = untrained(Pool.load(self.root), task, grid.locales, training) if there else grid.locales
+        self.untrained = tuple(missing)
+        ready = not set(missing) & set(grid.sources)
+        self.ready = tuple(target for target in grid.targets if ready and target not in missing)
+
+    @property
+    def unmeasured(self) -> int:
+        """Rows of the dev matrix that are not there."""
+        if not (self.root / MATRIX).exists():
+            return len(self.grid.locales)
+        matrix = TransferMatrix.load(self.root / MATRIX)
+        if matrix.provenance.get("limit") != self.grid.matrix_limit or set(self.grid.measured_on) - set(
+            matrix.targets
+        ):
+            return len(self.grid.locales)
+        return len({*self.untrained, *(one for one in self.grid.locales if one not in matrix.sources)})
+
+    def planned(self, data: Path | None) -> list[Work]:
+        """Cells whose signatures are known."""
+        if not self.ready:
+            return []
+        return planned(self.grid, [ground_of(self.grid, self.out, self.seed, data)], self.ready)
 
 
 class _Counted:
@@ -186,8 +240,7 @@ class _Counted:
         """Rows of the dev matrix."""
         if not missing:
             return Cost(0.0)
-        columns = self.grid.locales if self.grid.columns == "all" else self.grid.targets
-        return self.tried(Passes(missing * sum(self.rows(one, "dev") for one in columns)))
+        return self.tried(Passes(missing * sum(self.rows(one, "dev") for one in self.grid.measured_on)))
 
     def filling(self, rest: Mapping[int, Sequence[Place]], store: Store | None) -> Cost:
         """Cells, by what others of their kinds took, or by their rows."""
@@ -219,5 +272,5 @@ class _Counted:
                 head = place.choice is not None and place.choice.head == "regmean"
                 found += Passes(dev + test + (place.k * HEAD_ROWS if head else 0))
             elif place.kind == "joint" and (joint := self.grid.joint_training(seed)) is not None:
-                found += self._trained(self.grid.sources[: place.k], joint) + Passes(dev + test)
+                found += self._trained(self.grid.locales[: place.k], joint) + Passes(dev + test)
         return found

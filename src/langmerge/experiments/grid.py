@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from langmerge.coefficients import first_fault
 from langmerge.errors import LangmergeError, RecipeError
@@ -49,9 +57,9 @@ class MethodChoice(BaseModel):
     @property
     def name(self) -> str:
         """How tables call it: the method, and what was said beyond its defaults."""
-        said = [f"{key}={value}" for key, value in self.parameters.items()]
-        if self.weights == "softmax":
-            said.append(f"softmax T={self.temperature}")
+        said = [f"{key}={value}" for key, value in sorted(self.parameters.items())]
+        if self.weights in ("softmax", "sinkhorn"):
+            said.append(f"{self.weights} T={self.temperature}")
         elif self.weights != "uniform":
             said.append(self.weights)
         if self.own is not None:
@@ -138,6 +146,15 @@ class Grid(BaseModel):
                 raise ValueError(f"unknown weighting {choice.weights!r}: there are {', '.join(WEIGHTINGS)}")
         return methods
 
+    @field_validator("training", "joint")
+    @classmethod
+    def _told_elsewhere(cls, training: Training | None, info: ValidationInfo) -> Training | None:
+        if training is not None and "disjoint" in training.model_fields_set:
+            raise ValueError("disjoint is not said here: write ids: disjoint")
+        if training is not None and info.field_name == "joint" and "seed" in training.model_fields_set:
+            raise ValueError("joint models have the seeds of the experts: leave seed out")
+        return training
+
     @field_validator("selectors")
     @classmethod
     def _selectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -180,6 +197,11 @@ class Grid(BaseModel):
         return tuple(dict.fromkeys([*self.sources, *self.targets]))
 
     @property
+    def measured_on(self) -> tuple[str, ...]:
+        """Columns of the dev matrix."""
+        return self.locales if self.columns == "all" else self.targets
+
+    @property
     def choices(self) -> tuple[MethodChoice, ...]:
         """Every method with every combination of what varies."""
         return tuple(one for choice in self.methods for one in choice.each())
@@ -213,7 +235,7 @@ class Grid(BaseModel):
             return cls.model_validate(yaml.safe_load(path.read_text()))
         except OSError as error:
             raise RecipeError(f"grid {path} cannot be read: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(f"grid {path} is not valid YAML: {' '.join(str(error).split())}") from None
         except ValidationError as error:
             raise RecipeError(f"grid {path}: {first_fault(error)}") from None

@@ -158,7 +158,8 @@ def run_rounds(
     start in common but the base, so their task vectors are taken against it whatever `about` says.
 
     Args:
-        settings: what to do. More rounds, or other targets, may be asked for later.
+        settings: what to do. More rounds may be asked for later; other targets too, unless the base is `e5-small`: its
+            vocabulary is that of the locales it was made for.
         root: folder for everything.
         data: where the task's data is.
         limit: at most so many dev rows of a target.
@@ -169,6 +170,7 @@ def run_rounds(
 
     Raises:
         PoolError: the folder was begun with other settings.
+        OutputError: it has an offline base made for other locales.
         LocaleError: the task has no such locale (found before anything is trained).
     """
     task = load_task(settings.task, data=data)

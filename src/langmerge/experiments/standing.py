@@ -26,6 +26,7 @@ class Line:
         mode: ExcTar or IncTar.
         title: method, parameters, selector and number of sources.
         kind: a merge, or which reference.
+        k: number of sources; 0 for single experts.
         seeds: of the training.
         dev: mean accuracy on dev, in [0, 1].
         test: mean accuracy on test.
@@ -37,6 +38,7 @@ class Line:
     mode: str
     title: str
     kind: Kind
+    k: int
     seeds: tuple[int, ...]
     dev: float
     test: float
@@ -67,14 +69,23 @@ def _line(target: str, mode: str, name: str, own: Sequence[Outcome], among: Sequ
         reference = [one for one in among if (one.cell.target, one.cell.kind) == (target, against)]
         gain = _over_seeds(own, reference)
     return Line(
-        target, mode, name, own[0].cell.kind, tuple(sorted({row.seed for row in rows})),
+        target, mode, name, own[0].cell.kind, own[0].cell.k, tuple(sorted({row.seed for row in rows})),
         float(np.mean([row.dev for row in rows])), float(np.mean([row.test for row in rows])), gain,
     )  # fmt: skip
+
+
+def one_task(outcomes: Sequence[Outcome]) -> None:
+    """Raise InputError where cells are of several tasks: these share locales and row ids, and no number."""
+    tasks = {(one.run.task, one.run.revision) for one in outcomes if one.run is not None}
+    if len(tasks) > 1:
+        names = ", ".join(f"{task} ({revision})" for task, revision in sorted(tasks))
+        raise InputError(f"the cells are of several tasks, {names}: name sweeps of one with --sweep")
 
 
 def _one_a_seed(own: Sequence[Outcome], name: str) -> list[Outcome]:
     """Each target and seed once. Cells of two pools that share a seed are no two draws of one thing."""
     known: dict[tuple[str, int], Outcome] = {}
+    one_task(own)
     for one in own:
         other = known.setdefault((one.cell.target, one.cell.seed), one)
         if one.run is not None and other.run is not None and other.run.signature != one.run.signature:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from langmerge.errors import OutputError
 from langmerge.evaluate import PoolEvaluator, transfer_matrix
-from langmerge.executors import executed, started
+from langmerge.executors import check_executor, executed, started
 from langmerge.experiments.desk import Ground, Model, Work, desk, failed, fill, unwritten, write
 from langmerge.experiments.grid import Grid
 from langmerge.experiments.places import cell_of, places
@@ -40,11 +40,17 @@ class Workers:
         executor: `local`, or `ray`.
         address: of a Ray cluster that sees the sweep's folder.
         gpus: of a cell, as Ray counts them.
+
+    Raises:
+        InputError: there is no such executor, or Ray's settings are given without Ray.
     """
 
     executor: str = "local"
     address: str | None = None
     gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_executor(self.executor, self.address, self.gpus)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,6 @@ def prepare(
     """Base, experts and dev matrices, one ground for each seed."""
     task = load_task(grid.task, data=data)
     base = ensure_base(grid.base, out / "base", task=task, locales=grid.locales, progress=progress)
-    columns = grid.locales if grid.columns == "all" else grid.targets
     found = []
     for training in grid.trainings:
         pool = train_pool(
@@ -187,8 +192,8 @@ def prepare(
         )  # fmt: skip
         evaluator = PoolEvaluator(pool, task, limits={"dev": grid.matrix_limit})
         transfer_matrix(
-            evaluator, split="dev", locales=columns, executor=workers.executor, address=workers.address,
-            data=data, progress=progress,
+            evaluator, split="dev", locales=grid.measured_on, executor=workers.executor, address=workers.address,
+            gpus=workers.gpus, data=data, progress=progress,
         )  # fmt: skip
         found.append(ground_of(grid, out, training.seed, data))
     return found
@@ -201,27 +206,30 @@ def pool_folder(grid: Grid, out: Path, seed: int) -> Path:
 
 
 def ground_of(grid: Grid, out: Path, seed: int, data: Path | None) -> Ground:
-    """What the cells of a seed stand on.
-
-    Raises:
-        PoolError, OSError: experts or their matrix are not there.
-    """
+    """What the cells of a seed stand on; the pool may lack experts yet, and the matrix."""
     root = pool_folder(grid, out, seed).absolute()
-    state = signature([(root / name).read_text() for name in ("pool.yaml", MATRIX)])
+    state = signature([(root / name).read_text() for name in ("pool.yaml", MATRIX) if (root / name).exists()])
     limits = (("dev", grid.matrix_limit), ("test", grid.test_limit))
     return Ground(root, data, grid.sources, limits, seed, state, grid.joint_training(seed))
 
 
-def planned(grid: Grid, grounds: Sequence[Ground]) -> list[Work]:
-    """Every cell of a sweep, seed by seed and target by target; none twice."""
+def planned(grid: Grid, grounds: Sequence[Ground], targets: Sequence[str] | None = None) -> list[Work]:
+    """Every cell of a sweep, seed by seed and target by target; none twice.
+
+    Args:
+        grid: what to do.
+        grounds: of its seeds.
+        targets: only these; their own experts and the sources' must be there.
+    """
     found: dict[str, Work] = {}
+    wanted = grid.targets if targets is None else targets
     for ground in grounds:
-        on = desk(ground)
-        columns = TransferMatrix.load(ground.root / MATRIX).targets
-        own = {target: on.grounds(target) for target in grid.targets}
+        own = {target: desk(ground).grounds(target) for target in wanted}
+        joint = ground.joint.payload() if ground.joint is not None else None
         for place in places(grid):
-            joint = ground.joint.payload() if ground.joint is not None else None
-            cell = cell_of(place, own[place.target], seed=ground.seed, columns=columns, joint=joint)
+            if place.target not in own:
+                continue
+            cell = cell_of(place, own[place.target], seed=ground.seed, columns=grid.measured_on, joint=joint)
             found.setdefault(cell.signature, Work(ground, place, cell))
     return list(found.values())
 
@@ -232,7 +240,8 @@ def _sweep(grid: Grid, name: str, grounds: Sequence[Ground], works: Sequence[Wor
     record: dict[str, Any] = {"grid": grid.model_dump(mode="json"), "matrices": {}}
     for ground in grounds:
         record["matrices"][str(ground.seed)] = _matrix(TransferMatrix.load(ground.root / MATRIX))
-    own = signature(["sweep", record["grid"], [work.cell.signature for work in works]])
+    # One grid under two names is two sweeps, of the same cells.
+    own = signature(["sweep", name, record["grid"], [work.cell.signature for work in works]])
     return Sweep(own, name, task.name, task.revision, base_name(evaluator.pool), record)
 
 

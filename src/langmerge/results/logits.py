@@ -11,6 +11,8 @@ from jaxtyping import Float, Float32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from langmerge.files import replaced
+
 _LOWEST = -60_000.0
 """Below every row's largest logit; what is smaller has no probability in any precision."""
 
@@ -73,14 +75,14 @@ class Logits:
                 "logits that half precision cannot hold: bring them into the form of kept_logits"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
         columns: dict[str, np.ndarray[Any, Any]] = {
             "logits": np.ascontiguousarray(half),
             "labels": np.ascontiguousarray(self.labels, dtype=np.int64),
             "ids": np.frombuffer("\n".join(self.ids).encode(), dtype=np.uint8),
         }
-        save_file(columns, temporary, metadata={"signature": self.signature, "hash": _hash(columns)})
-        temporary.replace(path)
+        # Two processes may compute the same logits: neither renames what the other is writing.
+        with replaced(path) as temporary:
+            save_file(columns, temporary, metadata={"signature": self.signature, "hash": _hash(columns)})
 
 
 def load_logits(path: Path, expected_signature: str) -> Logits | None:

@@ -1,8 +1,9 @@
 """The base that a pool starts from: the offline one, a folder, or a hub id."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from langmerge.errors import OutputError
 from langmerge.models import PROVENANCE_FILE, build_e5_small
@@ -20,6 +21,25 @@ def base_name(pool: Pool) -> str:
     """How results call a pool's base."""
     origin = pool.base_folder / ORIGIN
     return str(json.loads(origin.read_text())["name"]) if origin.exists() else str(pool.base)
+
+
+def offline_provenance(task: Task, locales: Sequence[str]) -> dict[str, Any]:
+    """What an offline base is made with."""
+    return {"task": task.name, "revision": task.revision, "locales": sorted(locales)}
+
+
+def is_kept(out: Path, provenance: Mapping[str, Any]) -> bool:
+    """Whether an offline base is there.
+
+    Raises:
+        OutputError: `out` holds one for other locales or data.
+    """
+    if not (out / PROVENANCE_FILE).exists():
+        return False
+    kept = json.loads((out / PROVENANCE_FILE).read_text())
+    if found := {key: kept.get(key) for key in provenance if kept.get(key) != provenance[key]}:
+        raise OutputError(f"{out} holds a base made with {found}, not {provenance}: choose another folder")
+    return True
 
 
 def ensure_base(
@@ -41,13 +61,8 @@ def ensure_base(
     """
     if name != OFFLINE:
         return name
-    provenance = {"task": task.name, "revision": task.revision, "locales": sorted(locales)}
-    if (out / PROVENANCE_FILE).exists():
-        kept = json.loads((out / PROVENANCE_FILE).read_text())
-        if found := {key: kept.get(key) for key in provenance if kept.get(key) != provenance[key]}:
-            raise OutputError(
-                f"{out} holds a base made with {found}, not {provenance}: choose another folder"
-            )
+    provenance = offline_provenance(task, locales)
+    if is_kept(out, provenance):
         return out
 
     def texts() -> Iterator[str]:

@@ -118,7 +118,7 @@ def train_pool(
     for locale in locales:
         training.rows(task.load(locale, "train"))
     pool = open_pool(root, base=base, task=task, seed=training.seed)
-    missing = [locale for locale in locales if not _is_trained(pool, task, locale, training)]
+    missing = untrained(pool, task, locales, training)
     if executor == "local":
         for locale in missing:
             _train_into(root, task, locale, training, progress)
@@ -154,11 +154,13 @@ def train_one(work: ExpertWork) -> str:
     return work.locale
 
 
-def _is_trained(pool: Pool, task: Task, locale: str, training: Training) -> bool:
-    known = pool.experts.get(locale)
-    return known is not None and known.training.get("signature") == expert_signature(
-        pool, task, locale, training
-    )
+def untrained(pool: Pool, task: Task, locales: Sequence[str], training: Training) -> list[str]:
+    """Those of the locales whose experts a pool lacks, or has of other data or settings."""
+
+    def signed(locale: str) -> Any:
+        return pool.experts[locale].training.get("signature") if locale in pool.experts else None
+
+    return [one for one in locales if signed(one) != expert_signature(pool, task, one, training)]
 
 
 def _train_into(root: Path, task: Task, locale: str, training: Training, progress: Progress) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from langmerge.models import encode, new_classifier, predict_logits
+from langmerge.models import best_device, encode, new_classifier, predict_logits
 from langmerge.progress import Advance
 from langmerge.tasks import Task
 from langmerge.training.expert import train_expert
@@ -47,6 +47,7 @@ def measured_rates(base: Path | str, task: Task, locale: str, training: Training
         CheckpointError: the base cannot be read.
     """
     model, tokenizer = new_classifier(base, task.labels, seed=training.seed)
+    model.to(best_device())
     rows = training.rows(task.load(locale, "train")).limited(max(ROWS, STEPS * training.batch_size))
     encoded = encode(tokenizer, rows.texts)
     moments = [time.perf_counter()]
