@@ -1,6 +1,6 @@
 """The tables of docs/results.md, "Merge or not": gains by target, rules of decision in hindsight, what predicts a gain.
 
-python scripts/deciding_results.py STORE [--sweeps deciding,deciding-label-free] [--rows 100,250]
+python scripts/deciding_results.py STORE [--sweeps deciding] [--rows 100,250]
 """
 
 import argparse
@@ -129,7 +129,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store")
-    parser.add_argument("--sweeps", default="deciding,deciding-label-free")
+    parser.add_argument("--sweeps", default="deciding")
     parser.add_argument("--rows", default="100,250", help="labelled rows, besides all")
     given = parser.parse_args()
     outcomes = stored(given.store, None, given.sweeps)

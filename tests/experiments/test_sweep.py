@@ -212,6 +212,21 @@ def test_what_an_estimate_counts(place: Path, tmp_path: Path, monkeypatch: pytes
     assert more.filling.seconds - whole.filling.seconds == 2 * (2 * (96 * 100 + 10) + 80)
 
 
+def test_a_method_for_one_selector_has_the_cells_of_a_grid_of_its_own(place: Path) -> None:
+    both = ["measured", "strength"]
+    one = grid(
+        place, methods=[{"method": "linear", "selectors": ["strength"]}, {"method": "wudi"}], selectors=both
+    )
+    assert [(p.selector, p.what) for p in places(one) if p.kind == "merge"] == [
+        ("strength", "linear"), ("measured", "wudi"), ("strength", "wudi")
+    ]  # fmt: skip
+    alone = {
+        p.payload()["kind"]: p.payload()
+        for p in places(grid(place, methods=[{"method": "linear"}], selectors=["strength"]))
+    }
+    assert alone["merge"] in [p.payload() for p in places(one)]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -339,10 +354,13 @@ def test_a_grid_that_cannot_be(tmp_path: Path, change: dict[str, Any], fault: st
         Grid.load(tmp_path / "grid.yaml")
 
 
-@pytest.mark.parametrize("name", ["massive", "published-selection", "published-methods"])
-def test_the_examples_are_grids(name: str) -> None:
-    read = Grid.load(Path(__file__).parents[2] / "examples" / f"{name}.yaml")
-    assert len(places(read)) > 100
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[one.stem for one in EXAMPLES])
+def test_the_examples_are_grids(file: Path) -> None:
+    read = Grid.load(file)
+    assert len(places(read)) >= 80
 
 
 @pytest.fixture(scope="module")
@@ -446,6 +464,10 @@ def test_how_joint_models_are_trained_decides_their_cells_alone(place: Path) -> 
         ({"methods": [{"method": "linear", "own": 0.5, "modes": ["ExcTar"]}]}, "own is for IncTar"),
         ({"methods": [{"method": "linear", "own": 0.5}]}, "modes has no IncTar"),
         ({"methods": [{"method": "linear", "modes": ["IncTar"]}]}, "is for IncTar, the grid for ExcTar"),
+        (
+            {"methods": [{"method": "linear", "selectors": ["delta"]}]},
+            "is for delta, the grid for measured, strength",
+        ),
         ({"methods": [{"method": "linear", "head": "source:de-DE"}]}, "'merge', 'mean', 'base' or 'regmean'"),
     ],
 )

@@ -41,6 +41,7 @@ class MethodChoice(BaseModel):
         own: IncTar: share of the target's own expert; by `weights` like the others if None. Nothing in ExcTar.
         head: of the merge, as in a recipe; `regmean` runs the sources on the task's text of the target, without labels.
         modes: of the grid's modes those that it is for; all by default.
+        selectors: the same of its selectors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class MethodChoice(BaseModel):
     own: Annotated[float, Field(ge=0, le=1)] | None = None
     head: Head = "merge"
     modes: tuple[Mode, ...] = ()
+    selectors: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -181,10 +183,11 @@ class Grid(BaseModel):
     @model_validator(mode="after")
     def _modes_of_methods(self) -> Self:
         for choice in self.methods:
-            if not set(choice.modes) <= set(self.modes):
-                raise ValueError(
-                    f"{choice.name} is for {', '.join(choice.modes)}, the grid for {', '.join(self.modes)}"
-                )
+            for own, there in ((choice.modes, self.modes), (choice.selectors, self.selectors)):
+                if not set(own) <= set(there):
+                    raise ValueError(
+                        f"{choice.name} is for {', '.join(own)}, the grid for {', '.join(there)}"
+                    )
             if choice.own is not None and "IncTar" not in self.modes:
                 raise ValueError(
                     f"{choice.name}: own is the share of the target's own expert, and modes has no IncTar"

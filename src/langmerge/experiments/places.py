@@ -54,7 +54,7 @@ class Place:
 
 def _payload(choice: MethodChoice) -> dict[str, Any]:
     """What was added later is there only where it is used: cells that are done stay what they are."""
-    said = choice.model_dump(exclude={"vary", "modes"})
+    said = choice.model_dump(exclude={"vary", "modes", "selectors"})
     later = {"own": None, "head": "merge"}
     return {key: value for key, value in said.items() if key not in later or value != later[key]}
 
@@ -87,7 +87,7 @@ def _merges(grid: Grid, target: str, mode: str) -> Iterator[Place]:
     for choice in grid.choices:
         if choice.modes and mode not in choice.modes:
             continue
-        for selector in grid.selectors:
+        for selector in choice.selectors or grid.selectors:
             for k in grid.k:
                 fixed = spec_of(choice.method).sources[1]
                 size = fixed or (most if k == "all" else min(int(k), most))
