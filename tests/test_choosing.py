@@ -231,6 +231,11 @@ def test_sinkhorn_asks_for_every_target() -> None:
         ({"k": 2, "joint": "diverse", "trade": 1.5}, "between 0 and 1"),
         ({"k": 2, "weights": "heavy"}, "unknown weighting 'heavy'"),
         ({"by": "manual", "k": 1, "scores": {GERMAN: 1.0}, "include_target": True}, "has no expert"),
+        (
+            {"by": "manual", "k": 1, "scores": {GERMAN: 1.0}, "weights": "sinkhorn"},
+            "manual scores are of one",
+        ),
+        ({"k": 2, "temperature": 0.5}, "temperature is for softmax and sinkhorn, the weights are uniform"),
     ],
 )
 def test_wishes_that_cannot_be_met(given: Given, wish: dict[str, Any], message: str) -> None:
@@ -375,6 +380,18 @@ def test_an_absent_target_is_compared_as_far_as_it_can_be(selectors: PoolSelecto
 def test_a_column_that_was_not_measured_says_how_to_get_it(selectors: PoolSelectors) -> None:
     with pytest.raises(SelectionError, match=r"'cy-GB': measure it with langmerge matrix"):
         choose(selectors, Wish(ABSENT, k=2))
+
+
+@pytest.mark.parametrize("by", ["strength", "composite"])
+def test_sinkhorn_without_labels_does_not_look_at_the_targets_column(tmp_path: Path, by: str) -> None:
+    def weights(column: list[float]) -> Any:
+        values = np.random.default_rng(0).uniform(size=(4, 4))
+        values[:, EXPERTS.index(TARGET)] = column
+        TransferMatrix(EXPERTS, EXPERTS, values, "dev").save(tmp_path / "transfer.dev.json")
+        pool: Any = SimpleNamespace(locales=EXPERTS, root=tmp_path)
+        return choice(PoolSelectors(pool), by=by, k=3, weights="sinkhorn").selection.coefficients.values
+
+    assert weights([0.9, 0.5, 0.1, 0.9]) == weights([0.1, 0.5, 0.9, 0.9])
 
 
 def test_k_auto_without_labels_does_not_look_at_the_targets_column(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from langmerge.engine.execute import merge
 from langmerge.errors import InputError, OutputError, PlanError
 from langmerge.evaluate import evaluate_model
+from langmerge.measuring import head_statistics
 from langmerge.pool import Pool
 from langmerge.recipe import Recipe
 from langmerge.refining import MODEL, Job, Line, best_source, controls_folder, refine
@@ -112,6 +113,21 @@ def test_the_same_again_keeps_all(done: list[Line], pool: Pool, task: Task, merg
     assert [line.refined.kept for line in again] == [True] * 3
     assert linear.stat().st_mtime_ns == before
     assert [line.refined.record for line in again] == [line.refined.record for line in done]
+
+
+def test_a_model_merged_by_statistics_has_a_linear_control(pool: Pool, task: Task, tmp_path: Path) -> None:
+    sources = ("de-DE", "fr-FR")
+    recipe = Recipe(
+        base=pool.base_folder,
+        sources={source: pool.expert(source) for source in sources},
+        method="wudi",
+        head="regmean",
+        statistics=head_statistics(pool, task, sources, TARGET),
+        target=TARGET,
+    )
+    model = merge(recipe, tmp_path / "merged")
+    lines = refine(job(task, model, tmp_path / "out"), pool=pool)
+    assert [line.name for line in lines][-1] == "linear merge"
 
 
 def test_controls_of_other_settings_are_made_anew(

@@ -128,7 +128,7 @@ def test_what_was_predicted_is_kept(crossing: Crossing, monkeypatch: pytest.Monk
     def never(*_: object, **__: object) -> None:
         raise AssertionError("an adapter was loaded again")
 
-    monkeypatch.setattr("langmerge.transferring.load_adapted_classifier", never)
+    monkeypatch.setattr("langmerge.transferring.AdaptedModel.holding", never)
     assert compare_transfers(crossing) == first
 
 

@@ -153,6 +153,10 @@ class Compared:
         }
 
 
+TEMPERED = ("softmax", "sinkhorn")
+"""Weights that have a temperature."""
+
+
 def choose(selectors: PoolSelectors, wish: Wish) -> Choice:
     """Choose and weight the sources of a merge.
 
@@ -161,6 +165,10 @@ def choose(selectors: PoolSelectors, wish: Wish) -> Choice:
     """
     if wish.joint not in JOINT:
         raise SelectionError(f"unknown way of choosing {wish.joint!r}: there are {', '.join(JOINT)}")
+    if wish.temperature is not None and wish.weights not in TEMPERED:
+        raise SelectionError(
+            f"temperature is for {' and '.join(TEMPERED)}, the weights are {wish.weights}: leave it out"
+        )
     matrix = _matrix(selectors, wish)
     if wish.joint == "rank" and wish.k != "auto":
         chosen = select_sources(
@@ -197,12 +205,17 @@ def _matrix(selectors: PoolSelectors, wish: Wish) -> SimilarityMatrix:
                 f"scores are given for {unknown[0]}, of which the pool has no expert: "
                 f"it has {', '.join(selectors.pool.locales)}"
             )
+        if wish.weights == "sinkhorn":
+            raise SelectionError(
+                "sinkhorn shares sources among several targets, and manual scores are of one: use other --weights"
+            )
         return manual(wish.scores, wish.target)
     targets = [wish.target]
     if wish.weights == "sinkhorn":
         # It shares sources among all targets.
         targets = list(dict.fromkeys([*selectors.pool.locales, wish.target]))
-    return selectors.matrix(wish.by, targets)
+    # The other targets' scores by strength and composite look at labels, and those of this one are not among them.
+    return selectors.matrix(wish.by, targets, hidden=wish.target)
 
 
 def _set(selectors: PoolSelectors, wish: Wish, column: Mapping[str, float]) -> list[str]:
@@ -233,8 +246,8 @@ def _labels(own: Mapping[str, Logits]) -> np.ndarray[Any, Any]:
 
 
 def _auto(selectors: PoolSelectors, wish: Wish, ranked: list[str]) -> int:
-    """How many of a ranking: with `measured`, by the soft vote on the target's dev labels; by the other selectors, which
-    need none, by the soft vote on the pool's other locales, each ranked by the same selector.
+    """How many of a ranking: with `measured` and `manual`, by the soft vote on the target's dev labels; by the other
+    selectors, which need none, by the soft vote on the pool's other locales, each ranked by the same selector.
     """
     most = min(MOST, len(ranked))
     if wish.by in ("measured", "manual"):

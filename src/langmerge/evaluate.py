@@ -306,6 +306,7 @@ def transfer_matrix(
     address: str | None = None,
     gpus: float = 0.0,
     data: Path | None = None,
+    keep: bool = False,
     progress: Progress = silent,
 ) -> TransferMatrix:
     """Every expert's accuracy on every locale; cells that are kept already are not computed again.
@@ -318,6 +319,7 @@ def transfer_matrix(
         address: of a Ray cluster.
         gpus: of a row, as Ray counts them.
         data: where the workers of a cluster find the task's data.
+        keep: columns that the file has already of as many rows are in the new one too; what is kept of them is not computed again.
         progress: told about every cell.
 
     Returns:
@@ -327,10 +329,12 @@ def transfer_matrix(
         InputError: there is no such executor.
     """
     pool = evaluator.pool
+    file, limit = pool.root / f"transfer.{split}.json", evaluator.limits.get(split)
     columns = tuple(pool.locales if locales is None else locales)
+    if keep and file.exists() and (there := TransferMatrix.load(file)).provenance.get("limit") == limit:
+        columns = tuple(dict.fromkeys([*there.targets, *columns]))
     values = np.full((len(pool.locales), len(columns)), np.nan)
     signatures: dict[int, list[str]] = {}
-    limit = evaluator.limits.get(split)
     with progress(f"transfer matrix on {split}", values.size) as advance:
         if executor == "ray":
             works = [RowWork(pool.root.absolute(), data, e, columns, split, limit) for e in pool.locales]
@@ -351,8 +355,9 @@ def transfer_matrix(
         "task": evaluator.task.name,
         "revision": evaluator.task.revision,
         "limit": limit,
+        "experts": {expert: folder_signature(pool.expert(expert)) for expert in pool.locales},
         "signature": signature([own for row in sorted(signatures) for own in signatures[row]]),
     }
     matrix = TransferMatrix(pool.locales, columns, values, split, provenance=provenance)
-    matrix.save(pool.root / f"transfer.{split}.json")
+    matrix.save(file)
     return matrix

@@ -155,6 +155,11 @@ def measure_grams(
         InputError, OutputError, CheckpointError, MethodError: as for `measure_fishers`; a wrong parameter; `plus` of
             the head alone.
     """
+    if head_only and parameters:
+        raise InputError(
+            f"{next(iter(parameters))} is a parameter of regmean, and the head alone is merged by its statistics as they are: "
+            "leave it out"
+        )
     if plus and head_only:
         raise InputError("RegMean++ goes through every layer: leave out the head alone, or plus")
     given = dict(parameters or {})

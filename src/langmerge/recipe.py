@@ -136,7 +136,7 @@ class Recipe(BaseModel):
         head = (*_PARTS, "regmean")
         for key, words in (("embeddings", _PARTS), ("head", head), ("other_layers", _PARTS[1:])):
             said = getattr(self, key)
-            if said not in words and said.removeprefix("source:") not in self.sources:
+            if said not in words and said not in {f"source:{name}" for name in self.sources}:
                 raise ValueError(
                     f"{key} is {said!r}: it must be {', '.join(words)} or source:<name of a source>"
                 )

@@ -226,7 +226,7 @@ def _linear_recipe(job: Job, pool: Pool) -> Recipe:
     recipe = recipe_of_receipt(read_json(job.model / "langmerge.json"))
     if not isinstance(recipe, Recipe):
         raise InputError(f"{job.model} was merged by a mergekit recipe: controls need one of langmerge's own")
-    plain: dict[str, Any] = {"method": "linear", "parameters": {}, "coefficients": None}
+    plain: dict[str, Any] = {"method": "linear", "parameters": {}, "coefficients": None, "statistics": {}}
     whole = {"embeddings": "merge", "head": "merge", "layers": None, "other_layers": "base"}
     linear = recipe.model_copy(update=plain | whole)
     make_plan(linear)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from langmerge.checkpoint import folder_signature
 from langmerge.engine.deltas import delta_gram
 from langmerge.errors import SelectionError
 from langmerge.evaluate import PoolEvaluator
@@ -56,6 +57,7 @@ class PoolSelectors:
     _vectors: dict[str, Float[np.ndarray, "n d"]] = field(default_factory=dict)
     _ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _deltas: list[SimilarityMatrix] = field(default_factory=list)
+    _rows: set[str] = field(default_factory=set)
 
     def matrix(self, by: str, targets: Sequence[str], *, hidden: str | None = None) -> SimilarityMatrix:
         """The scores of the pool's experts for these targets.
@@ -83,11 +85,30 @@ class PoolSelectors:
         return found(targets)
 
     def transfer(self, hidden: str | None = None) -> TransferMatrix:
-        """The pool's dev transfer matrix, its experts' rows alone, but for the column of a locale that is hidden."""
+        """The pool's dev transfer matrix, its experts' rows alone, but for the column of a locale that is hidden.
+
+        Raises:
+            SelectionError: there is none, or it is not of these experts.
+        """
         whole = TransferMatrix.load(self.pool.root / "transfer.dev.json")
+        self._check_rows(whole)
         found = whole.among([source for source in whole.sources if source in self.pool.locales])
         kept = [place for place, target in enumerate(found.targets) if target != hidden]
         return replace(found, targets=tuple(found.targets[i] for i in kept), values=found.values[:, kept])
+
+    def _check_rows(self, matrix: TransferMatrix) -> None:
+        """Raise where an expert has no row, or its row is of what it was before: it would drop out, or stay, unseen."""
+        wanted = [expert for expert in self.pool.locales if expert not in self._rows]
+        known = matrix.provenance.get("experts", {})
+        for expert in wanted:
+            if expert not in matrix.sources:
+                raise SelectionError(self._stale(f"has no row for the expert {expert}"))
+            if expert in known and known[expert] != folder_signature(self.pool.expert(expert)):
+                raise SelectionError(self._stale(f"was measured before the expert {expert} was trained anew"))
+        self._rows.update(wanted)
+
+    def _stale(self, what: str) -> str:
+        return f"the dev transfer matrix of {self.pool.root} {what}: run langmerge matrix {self.pool.root}"
 
     def evaluator(self) -> PoolEvaluator:
         """Runs experts; their logits are kept in the pool."""

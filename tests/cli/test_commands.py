@@ -12,6 +12,7 @@ from tests.cli.conftest import Run
 from tests.experiments.conftest import tiny_grid, write_task
 from tests.tiny import QUERY, SHAPES, WORDS, write_raw_pool
 from tests.tiny_encoder import write_tiny_encoder
+from tests.tiny_pool import write_tiny_pool
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,31 @@ def test_the_targets_labels_are_learned_from_a_merge_head_and_all(run: Run, plac
     )
     assert torch.equal(start, given)
     assert not torch.equal(start, fresh)
+
+
+def test_a_pool_that_was_made_of_checkpoints_keeps_its_base(run: Run, tmp_path: Path) -> None:
+    """Such a pool does not say what its base was made from; another one is refused all the same."""
+    own = write_tiny_pool(tmp_path)
+    text = str(own.task)
+    made = tmp_path / "made"
+    created = run(
+        "pool",
+        "create",
+        made,
+        "--base",
+        own.base_folder,
+        "--task",
+        text,
+        "--expert",
+        f"sw-KE={own.expert('sw-KE')}",
+    )
+    assert created.code == 0, created.err
+    (own.base_folder / "langmerge_origin.json").unlink()
+    line = ("--locales", "de-DE", "--task", text, "--epochs", "1")
+    other = run("train", made, "--base", tmp_path / "encoder", *line)
+    assert other.code == 2
+    assert "has a base of its own" in other.err
+    assert run("train", made, "--base", own.base_folder, *line).code == 0
 
 
 def test_a_sweep_ends_with_verdict_and_page(run: Run, tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ def test_transductive_text_is_said_and_recorded(run: Run, pool: Pool, tmp_path: 
         (("--teacher", "xx-XX"), "no expert for 'xx-XX'"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
         (("--freeze", "head,block:0,block:1,embeddings,other"), "nothing is left to learn"),
-        (("--start", "nowhere.json"), "nowhere.json"),
+        (("--start", "nowhere.json"), "-k: --start says it; leave it out"),
+        (("--on-top-of", "nowhere", "--init", "0.3"), "--init starts every coefficient at one number"),
+        (("--teacher", "en-US", "--objective", "entropy"), "--teacher: the objective entropy has none"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -143,6 +145,31 @@ def test_what_is_refused_leaves_nothing(
 ) -> None:
     line = ["learn", "adamerging", pool.root, *QUICK, *arguments, "-o", tmp_path / "c.json"]
     assert_refused(run, tmp_path, line, says)
+
+
+def test_a_preset_does_not_put_its_own_start_in_place_of_the_one_that_is_given(
+    run: Run, pool: Pool, tmp_path: Path
+) -> None:
+    numbers = {"de-DE": 0.7, "fr-FR": 0.2}
+    Coefficients(target="sw-KE", values={"model": numbers}).save(tmp_path / "start.json")
+    line = (
+        "learn",
+        "adamerging",
+        pool.root,
+        "--target",
+        "sw-KE",
+        "--preset",
+        "paper_taskwise",
+        "--steps",
+        "1",
+    )
+    ran = run(*line, "--start", tmp_path / "start.json", "-o", tmp_path / "c.json", "--json")
+    assert ran.code == 0, ran.err
+    first = json.loads(ran.out)["history"][0]["coefficients"]
+    assert first == [pytest.approx([0.7, 0.2])]
+    lost = run(*line, "--start", tmp_path / "none.json", "-o", tmp_path / "d.json")
+    assert lost.code == 2
+    assert "none.json" in lost.err
 
 
 def test_blank_text(run: Run, pool: Pool, tmp_path: Path) -> None:

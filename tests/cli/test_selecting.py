@@ -1,6 +1,7 @@
 """similarity, select, estimate, and merge --pool by any selector."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,37 @@ def table(run: Run, *arguments: object) -> str:
     assert ran.code == 0, ran.err
     assert ran.err == ""
     return " ".join(ran.out.split())
+
+
+def test_a_matrix_of_other_experts_is_not_trusted(run: Run, tmp_path: Path) -> None:
+    """An expert without a row would drop out unseen, and one that was trained anew keep its old numbers."""
+    own = write_tiny_pool(tmp_path)
+    own.with_expert("cy-GB", own.expert("sw-KE"), {}).save()
+    ran = run("select", own.root, "--target", "sw-KE", "-k", "2")
+    assert ran.code == 2
+    assert f"has no row for the expert cy-GB: run langmerge matrix {own.root}" in ran.err
+    own.save()
+    assert run("select", own.root, "--target", "sw-KE", "-k", "2").code == 0
+    shutil.rmtree(own.expert("de-DE"))
+    shutil.copytree(own.expert("fr-FR"), own.expert("de-DE"))
+    ran = run("select", own.root, "--target", "sw-KE", "-k", "2")
+    assert ran.code == 2
+    assert "was measured before the expert de-DE was trained anew" in ran.err
+
+
+def test_another_column_leaves_those_that_are_there(run: Run, tmp_path: Path) -> None:
+    own = write_tiny_pool(tmp_path)
+    before = TransferMatrix.load(own.root / "transfer.dev.json")
+    assert run("select", own.root, "--target", ABSENT, "-k", "2").code == 2
+    assert run("matrix", own.root, "--locales", ABSENT).code == 0
+    after = TransferMatrix.load(own.root / "transfer.dev.json")
+    assert after.targets == (*before.targets, ABSENT)
+    np.testing.assert_array_equal(after.values[:, :4], before.values)
+    for target in (ABSENT, "sw-KE"):
+        assert run("select", own.root, "--target", target, "-k", "2").code == 0
+    # Other rows are other numbers: nothing of a whole split stands beside those of a part.
+    assert run("matrix", own.root, "--locales", "sw-KE", "--limit", "8").code == 0
+    assert TransferMatrix.load(own.root / "transfer.dev.json").targets == ("sw-KE",)
 
 
 def test_all_of_massives_languages_without_a_pool(run: Run) -> None:

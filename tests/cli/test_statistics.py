@@ -200,6 +200,11 @@ def test_the_heads_gram_alone_merges_the_head_to_the_same_bytes(run: Run, pool: 
     assert yaml.safe_load((tmp_path / "head" / "recipe.yaml").read_text())["method"] == "linear"
     refused(run(*line, "--head-only", "--plus", "-o", tmp_path / "both"), "leave out the head alone, or plus")
     refused(run(*line, "--head-only", "-o", tmp_path / "all"), "was made in another way")
+    refused(
+        run(*line, "--head-only", "-p", "off_diagonal=0.9", "-o", tmp_path / "p"),
+        "off_diagonal is a parameter of regmean",
+    )
+    assert not (tmp_path / "p").exists()
 
 
 def test_regmean_plus(run: Run, pool: Pool, tmp_path: Path) -> None:

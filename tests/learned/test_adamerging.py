@@ -305,6 +305,43 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, after: int
     assert resumed.history == straight.history
 
 
+@pytest.mark.parametrize("look", [1, 2, 3, 4])
+def test_a_look_that_was_interrupted_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """Looks at 0, 2, 4 and 6, the last at the run's end."""
+    real, looks = Run._look, []
+
+    def run() -> Any:
+        own = Setup()
+        settings = quick("safe", steps=6, groups="block", lr=0.02, check_every=2)
+        return learn(
+            own.deltas,
+            own.grouping("block"),
+            [own.stream()],
+            settings,
+            run="r",
+            state=tmp_path / "state.json",
+        )
+
+    def stopped(self: Run) -> None:
+        looks.append(0)
+        if len(looks) == look:
+            raise KeyboardInterrupt
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_look", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    resumed = run()
+    (tmp_path / "state.json").unlink()
+    straight = run()
+    assert [one.step for one in straight.history] == [0, 2, 4, 6]
+    assert resumed.history == straight.history
+    assert (resumed.step, resumed.values.tobytes()) == (straight.step, straight.values.tobytes())
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     own, state = Setup(), tmp_path / "state.json"
     learn(own.deltas, own.grouping("block"), [own.stream()], quick(), run="one", state=state)

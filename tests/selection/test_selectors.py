@@ -164,10 +164,23 @@ def test_strength_by_hand() -> None:
     # Without the diagonal the columns' means are 0.6, 0.5 and 0.4; the excesses are
     # de: –, 0.1, −0.1; fr: 0.1, –, 0.1; sw: −0.1, −0.1, –.
     found = strength(square(), ["de-DE", "fr-FR", "sw-KE", "cy-GB"])
-    expected = [[0.0, -0.1, 0.1, 0.0], [0.1, 0.1, 0.1, 0.1], [-0.1, -0.1, -0.1, -0.1]]
-    np.testing.assert_allclose(found.values, expected, atol=1e-12)
+    np.testing.assert_allclose(found.values[:, 3], [0.0, 0.1, -0.1], atol=1e-12)
+    # For de the rows of fr and sw are left, each alone in the other's column: nothing is known of them.
+    np.testing.assert_allclose(found.values[1:, 0], [0.0, 0.0], atol=1e-12)
     assert found.missing == {}
     np.testing.assert_array_equal(strength(square()).values, found.values[:, :3])
+
+
+def test_strength_needs_no_expert_of_the_target() -> None:
+    """With its row and without, the other sources have the same strength."""
+    names = ("de-DE", "fr-FR", "sw-KE", "cy-GB")
+    draw = np.random.default_rng(0)
+    whole = TransferMatrix(names, names, draw.uniform(size=(4, 4)), "dev")
+    without = whole.among(names[:3])
+    for by in (strength, composite):
+        found = by(whole, ["cy-GB"]).column("cy-GB")
+        del found["cy-GB"]
+        assert found == pytest.approx(by(without, ["cy-GB"]).column("cy-GB"))
 
 
 def test_strength_does_not_look_at_a_sources_own_column() -> None:

@@ -25,6 +25,7 @@ from langmerge.training.fitting import Pace
 from langmerge.training.masked import masked, masked_loss, mean_masked_loss, train_masked
 from tests.experiments.conftest import write_task
 from tests.tiny_encoder import write_tiny_encoder
+from tests.tiny_pool import write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -101,6 +102,29 @@ def test_own_draws_by_task_and_locale() -> None:
     shared, own = AdapterTraining(seed=3), AdapterTraining(seed=3, shared=False)
     assert shared.draw("a", "en-US") == shared.draw("b", "sw-KE") == 3
     assert len({own.draw(task, locale) for task in "ab" for locale in ("en-US", "sw-KE")}) == 4
+
+
+def test_tasks_that_differ_in_a_hyphen_have_folders_of_their_own(base: Path, tmp_path: Path) -> None:
+    bench = Bench.opened(tmp_path / "bench", base=base)
+    names = {
+        bench.adapter(f"folder:/data/{one}", "sw-KE").parent.name for one in ("news/sw", "news-sw", "news sw")
+    }
+    assert len(names) == 3
+    assert bench.adapter("massive:intent", "sw-KE").parent.name == "massive-intent"
+
+
+def test_a_task_whose_labels_have_changed_needs_a_new_bench(base: Path, tmp_path: Path) -> None:
+    bench, text = Bench.opened(tmp_path / "bench", base=base), tmp_path / "text"
+    for split in ("train", "dev", "test"):
+        (text / "sw-KE").mkdir(parents=True, exist_ok=True)
+        rows = [{"id": f"{split}{i}", "text": "a b", "label": label} for i, label in enumerate(("x", "y"))]
+        write_rows(text / "sw-KE" / f"{split}.jsonl", rows)
+    first = bench.model(f"folder:{text}")
+    assert bench.model(f"folder:{text}") == first
+    for file in (text / "sw-KE").iterdir():
+        file.write_text(file.read_text().replace('"y"', '"z"'))
+    with pytest.raises(PoolError, match="has a head for other labels of folder:"):
+        bench.model(f"folder:{text}")
 
 
 def test_a_bench_has_one_base(base: Path, tmp_path: Path) -> None:

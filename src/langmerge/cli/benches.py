@@ -72,7 +72,7 @@ def train(
     ] = None,
     head_lr: HeadRate = 2e-3,
     batch_size: BatchSize = 32,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     on: Annotated[
         str | None,
         typer.Option(

@@ -237,6 +237,7 @@ def matrix(
         executor=executor,
         address=ray_address,
         data=data,
+        keep=True,
         progress=bars,
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langmerge.cli.console import bars, print_table, say, show, tell
-from langmerge.cli.options import Data, Json, Overwrite, PoolArgument, source_count
+from langmerge.cli.options import Data, Json, Overwrite, PoolArgument, source_count, unread
 from langmerge.cli.searching import fewshot, search, soup
 from langmerge.cli.statistics import fisher, gram
 from langmerge.errors import InputError, OutputError
@@ -40,12 +40,16 @@ def adamerging(
     target: Annotated[str, typer.Option(help="The locale to merge for.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Write the coefficients here (JSON).")],
     by: Annotated[
-        str, typer.Option(help="How sources are scored; see langmerge select --help.")
-    ] = "measured",
-    k: Annotated[str, typer.Option("-k", help="How many sources, all, or auto.")] = "5",
+        str | None,
+        typer.Option(help="How sources are scored; see langmerge select --help.", show_default="measured"),
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option("-k", help="How many sources, all, or auto.", show_default="5")
+    ] = None,
     weights: Annotated[
-        str, typer.Option(help="The start: uniform, proportional, softmax or sinkhorn.")
-    ] = "uniform",
+        str | None,
+        typer.Option(help="The start: uniform, proportional, softmax or sinkhorn.", show_default="uniform"),
+    ] = None,
     include_target: Annotated[bool, typer.Option("--include-target", help="IncTar.")] = False,
     start: Annotated[
         Path | None,
@@ -139,6 +143,22 @@ def adamerging(
         steps=steps, batch_size=batch_size, bounds=bounds, low=low, high=high, anchor=anchor, density=plus,
         freeze=frozen, held_out=held_out, seed=seed,
     )  # fmt: skip
+    if start is not None:
+        unread(
+            {"--by": by, "-k": k, "--weights": weights, "--include-target": include_target or None},
+            "--start says it",
+        )
+    if teacher and "teacher" not in settings.objective:
+        raise InputError(
+            f"--teacher: the objective {settings.objective} has none; leave it out, or say --objective teacher"
+        )
+    if start is not None or on_top_of is not None:
+        if init is not None:
+            raise InputError(
+                "--init starts every coefficient at one number, --start and --on-top-of at others: give one"
+            )
+        # A preset's own number is not what was asked for.
+        settings = settings.model_copy(update={"init": None})
     from langmerge.adapting import Problem
     from langmerge.pool import Pool
     from langmerge.similarities import PoolSelectors
@@ -149,7 +169,9 @@ def adamerging(
     _check_teachers(opened, teacher)
     found = _text(load_task(opened.task, data=data), locale, text, split, limit)
     selectors = PoolSelectors(opened, data=data, progress=bars)
-    numbers = _start(selectors, locale, start, by, k, include_target, weights)
+    numbers = _start(
+        selectors, locale, start, by or "measured", k or "5", include_target, weights or "uniform"
+    )
     extra = {} if on_top_of is None else {MERGED: on_top_of}
     problem = Problem(
         _on_top(numbers) if extra else numbers,

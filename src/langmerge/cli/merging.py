@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from langmerge.cli.console import bars, print_table, say, show
-from langmerge.cli.options import Json, Overwrite, Parameters, parameter_values, source_count
+from langmerge.cli.options import Json, Overwrite, Parameters, parameter_values, source_count, unread
 from langmerge.errors import InputError, VerifyError
 from langmerge.locales import canonical_locale
 
@@ -94,14 +94,20 @@ def merge(
         str | None,
         typer.Option(help="With --pool: the method; what --coefficients were learned for, else wudi."),
     ] = None,
-    k: Annotated[str, typer.Option("-k", help="With --pool: how many sources, all, or auto.")] = "5",
+    k: Annotated[
+        str | None, typer.Option("-k", help="With --pool: how many sources, all, or auto.", show_default="5")
+    ] = None,
     by: Annotated[
-        str, typer.Option(help="With --pool: how sources are scored; see langmerge select --help.")
-    ] = "measured",
+        str | None,
+        typer.Option(
+            help="With --pool: how sources are scored; see langmerge select --help.", show_default="measured"
+        ),
+    ] = None,
     include_target: Annotated[bool, typer.Option("--include-target", help="With --pool: IncTar.")] = False,
     weights: Annotated[
-        str, typer.Option(help="With --pool: uniform, proportional, softmax or sinkhorn.")
-    ] = "uniform",
+        str | None,
+        typer.Option(help="With --pool: uniform, proportional, softmax or sinkhorn.", show_default="uniform"),
+    ] = None,
     coefficients: Annotated[
         Path | None, typer.Option(help="With --pool: a coefficients file instead of a selection.")
     ] = None,
@@ -124,9 +130,14 @@ def merge(
     recipe: AnyRecipe
 
     given = parameter_values(parameters)
+    selection = {"-k": k, "--by": by, "--weights": weights, "--include-target": include_target or None}
     if pool is None:
         if second is None:
             raise InputError("merge needs RECIPE and OUT, or OUT with --pool and --target")
+        unread(
+            {"--target": target, "--method": method, "--coefficients": coefficients, **selection},
+            "a recipe says it",
+        )
         recipe, out = load_recipe(first), second
         if given and not isinstance(recipe, Recipe):
             raise InputError("-p is for langmerge's own recipes: a mergekit recipe holds its parameters")
@@ -136,7 +147,11 @@ def merge(
         if second is not None:
             raise InputError(f"with --pool only OUT is given, not a recipe too: found {first} and {second}")
         out = first
-        made = _pool_recipe(pool, target, by, k, include_target, weights, coefficients)
+        if coefficients is not None:
+            unread(selection, "--coefficients says it")
+        made = _pool_recipe(
+            pool, target, by or "measured", k or "5", include_target, weights or "uniform", coefficients
+        )
         recipe = made.model_copy(update=_method(made, method, given))
     run(
         recipe,

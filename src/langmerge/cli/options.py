@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,20 @@ Parameters = Annotated[
         "--param", "-p", help="A parameter of the method, name=value; may be repeated.", metavar="NAME=VALUE"
     ),
 ]
+
+
+def unread(options: Mapping[str, Any], why: str) -> None:
+    """Refuse options that were given and that nothing reads.
+
+    Args:
+        options: by name; None where one was not given.
+        why: nothing reads them.
+
+    Raises:
+        InputError: one was given.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(given)}: {why}; leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def locale_list(text: str) -> list[str]:

@@ -72,7 +72,7 @@ def refine(
     base: Annotated[
         Path | None, typer.Option(help="Where MODEL is an adapter: its base, instead of the one it names.")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     dev_labels: Annotated[
         bool,
         typer.Option(

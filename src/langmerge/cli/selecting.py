@@ -70,6 +70,8 @@ def similarity(
     """How good each source looks for each target, by one selector."""
     from langmerge.selection import typology
 
+    if features and by != "typology":
+        raise InputError(f"--features weighs what typology is made of, and --by is {by}: leave it out")
     weights = named_numbers(features, "--features") if features else None
     if pool is None:
         if by != "typology" or locales is None:
@@ -160,6 +162,8 @@ def select(
     """Choose sources for a target, and weight them."""
     from langmerge.choosing import Wish, choose, compared
 
+    if features and by != "typology" and not (compare or explain):
+        raise InputError(f"--features weighs what typology is made of, and --by is {by}: leave it out")
     if own is not None and not include_target:
         raise InputError("--own is the share of the target's own expert: say --include-target too")
     selectors = _selectors(pool, data, features, how, limit)

@@ -151,9 +151,9 @@ class Grid(BaseModel):
     @field_validator("training", "joint")
     @classmethod
     def _told_elsewhere(cls, training: Training | None, info: ValidationInfo) -> Training | None:
-        if training is not None and "disjoint" in training.model_fields_set:
+        if training is not None and training.disjoint:
             raise ValueError("disjoint is not said here: write ids: disjoint")
-        if training is not None and info.field_name == "joint" and "seed" in training.model_fields_set:
+        if training is not None and info.field_name == "joint" and training.seed:
             raise ValueError("joint models have the seeds of the experts: leave seed out")
         return training
 

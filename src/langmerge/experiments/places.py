@@ -16,6 +16,10 @@ CELLS = 1
 """Number of the way in which cells are filled: a change that changes none of their numbers leaves done ones valid."""
 
 
+STRENGTH = 2
+"""The same for the choice of sources by strength and composite."""
+
+
 @dataclass(frozen=True)
 class Place:
     """What is to stand somewhere.
@@ -116,6 +120,7 @@ def cell_of(
     own = {"cells": CELLS, "langmerge": __version__, "place": place.payload(), "ground": dict(ground)}
     if place.selector in FROM_MATRIX:
         own["columns"] = sorted(columns)
+        own["strength"] = STRENGTH
     if place.kind == "joint":
         own["joint"] = dict(joint or {})
     return Cell(

@@ -139,13 +139,14 @@ class Run:
         try:
             with progress("learning coefficients", settings.steps) as advance:
                 advance(self.state.step)
-                if self.state.step == 0 and not self.state.history:
-                    self._look()
-                while self.state.step < settings.steps and not self.state.ended:
-                    self._step()
-                    if self.state.step % settings.check_every == 0 or self.state.step == settings.steps:
+                while True:
+                    # Before the next step, not after the last: a look that was interrupted is made up for.
+                    if self._is_due():
                         self._look()
                         self._save()
+                    if self.state.step >= settings.steps or self.state.ended:
+                        break
+                    self._step()
                     advance(1)
         except BaseException:
             # The last whole step is what counts, whatever has ended this one.
@@ -156,6 +157,12 @@ class Run:
         after = self._logits(values)
         diagnostics = self._diagnostics(before, after, values)
         return Learned(values, best.step, self.state.history, diagnostics)
+
+    def _is_due(self) -> bool:
+        """Whether held-out text is to be looked at now, and has not been."""
+        step, history = self.state.step, self.state.history
+        due = step % self.settings.check_every == 0 or step == self.settings.steps
+        return due and not (history and history[-1].step == step)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -101,8 +101,9 @@ def _gaps(table: Typology, codes: Mapping[str, str], sets: Sequence[str]) -> dic
 def strength(transfer: TransferMatrix, targets: Sequence[str] | None = None) -> SimilarityMatrix:
     """How good a source is at transfer at all: its mean excess over the column's mean, on labelled locales but t and s.
 
-    Needs no label of the target. A source's own column is left out (that is no transfer), and what is left are other
-    columns for every source: columns are centred first, or a source whose own language is a hard one would gain.
+    Needs no label of the target, and no expert of it: its row is in no mean. A source's own column is left out (that is no
+    transfer), and what is left are other columns for every source: columns are centred first, or a source whose own
+    language is a hard one would gain.
 
     Returns:
         Values in accuracy; NaN where a source has no other column.
@@ -112,11 +113,11 @@ def strength(transfer: TransferMatrix, targets: Sequence[str] | None = None) -> 
         transfer.values.shape
     )
     others = np.where(own, np.nan, transfer.values)
-    with np.errstate(invalid="ignore"):
-        counts = (~np.isnan(others)).sum(axis=0)
-        excess = others - np.nansum(others, axis=0) / np.where(counts, counts, np.nan)
     values = np.full((len(transfer.sources), len(wanted)), np.nan)
     for column, target in enumerate(wanted):
+        sources = others[[s != target for s in transfer.sources]]
+        counts = (~np.isnan(sources)).sum(axis=0)
+        excess = others - np.nansum(sources, axis=0) / np.where(counts, counts, np.nan)
         seen = excess[:, [u != target for u in transfer.targets]]
         known = (~np.isnan(seen)).sum(axis=1)
         values[:, column] = np.nansum(seen, axis=1) / np.where(known, known, np.nan)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from langmerge.errors import DataError
 from langmerge.locales import MASSIVE_LOCALES, flores_code
-from langmerge.tasks.data import data_set_folder
+from langmerge.tasks.data import data_set_folder, revision_of
 from langmerge.tasks.records import Record, Row, examples_of, identity_of, table_records, text_of
 from langmerge.tasks.task import Examples, Task, available
 
 NAME = "sib200:topic"
+
+KNOWN = "c0d1eca7"
+"""Digest of the files that docs/results.md was measured on."""
 
 TOPICS: tuple[str, ...] = (
     "entertainment",
@@ -34,7 +37,10 @@ def folder_task(data: Path | None) -> Task:
     found = {locale: path for locale, path in sorted(folders.items()) if path.is_dir()}
     if not found:
         raise DataError(f"{folder} has no folder named by a FLORES-200 code, like {folders['sw-KE'].name}")
-    return Task(NAME, TOPICS, tuple(found), "SIB-200", partial(_load, folders=found))
+    files = [file for path in found.values() for file in sorted(path.glob("*.tsv"))]
+    return Task(
+        NAME, TOPICS, tuple(found), revision_of("SIB-200", files, KNOWN), partial(_load, folders=found)
+    )
 
 
 def _load(locale: str, split: str, *, folders: Mapping[str, Path]) -> Examples:

@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 from langmerge.errors import DataError
 from langmerge.tasks.choices import what_is_accepted
 from langmerge.tasks.data import data_set_folder
-from langmerge.tasks.massive import FOLDER, locale_files
+from langmerge.tasks.massive import FOLDER, locale_files, revision
 from langmerge.tasks.metrics import Interval, PairedDifference, check_bootstrap, percentiles, resampled
 from langmerge.tasks.records import Row, examples_of, identity_of, json_records, split_of, text_of
 from langmerge.tasks.task import available, drawn_rows
@@ -101,7 +101,7 @@ class SlotTask:
 def slot_task(data: Path | None) -> SlotTask:
     """MASSIVE's slots from the files that `massive:intent` reads, errors as there; for `data` see `data_folder`."""
     files = locale_files(data_set_folder(data, FOLDER, task=NAME))
-    return SlotTask(NAME, SLOTS, BIO, tuple(files), "MASSIVE 1.1", partial(_load, files=files))
+    return SlotTask(NAME, SLOTS, BIO, tuple(files), revision(files), partial(_load, files=files))
 
 
 def parse_annotated(annotated: str, text: str, *, where: str) -> tuple[Span, ...]:

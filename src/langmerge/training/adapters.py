@@ -23,6 +23,7 @@ from langmerge.models import (
     Form,
     add_adapter,
     encode,
+    keeps_head,
     load_classifier,
     load_form,
     load_tokenizer,
@@ -162,6 +163,10 @@ class Bench:
         folder = self.root / "base" / _place(task)
         with FileLock(self.root / ".bench.lock"):
             if not folder.is_dir():
+                if folder_signature(self.base) != self.pretrained:
+                    raise PoolError(
+                        f"bench {self.root} stands on {self.base}, which has changed: make a new bench"
+                    )
                 form, plain = form_of(task)
                 if form == "classifier":
                     made = new_classifier(self.base, load_task(plain, data=self.data).labels, seed=0)
@@ -170,13 +175,22 @@ class Bench:
                     made = new_model(self.base, form, seed=0, labels=labels)
                 with new_folder(folder) as place:
                     save_classifier(*made, place)
+            self._check_labels(task, folder)
         return folder
+
+    def _check_labels(self, task: str, folder: Path) -> None:
+        """A task's labels may have changed since its head was made: rows would be called what they are not."""
+        form, plain = form_of(task)
+        if form == "classifier" and not keeps_head(folder, load_task(plain, data=self.data).labels):
+            raise PoolError(f"bench {self.root} has a head for other labels of {task}: make a new bench")
 
 
 def _place(task: str) -> str:
     """A task's name as that of a folder."""
     plain = re.sub(r"[^\w.]+", "-", task)
-    return plain if len(plain) <= 80 else f"{plain[-60:]}-{signature(task)}"
+    # Of two paths that differ in a slash and a hyphen each has its own.
+    told_apart = len(plain) <= 80 and "folder:" not in task
+    return plain if told_apart else f"{plain[-60:].lstrip('-')}-{signature(task)}"
 
 
 def form_of(task: str) -> tuple[Form, str]:

@@ -204,6 +204,11 @@ def open_pool(root: Path, *, base: Path | str, task: Task, seed: int) -> Pool:
             raise PoolError(
                 f"pool {root} was begun with {found}, now {origin} is asked for: choose another folder"
             )
+        if not kept.exists() and origin["base"] != folder_signature(pool.base_folder):
+            raise PoolError(
+                f"pool {root} has a base of its own, {pool.base_folder}, and {base} is another: give that one, or choose "
+                "another folder"
+            )
         return pool
     model, tokenizer = new_classifier(base, task.labels, seed=seed)
     root.mkdir(parents=True, exist_ok=True)
