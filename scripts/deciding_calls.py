@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from langmerge.auto import Decision, Question, decide
-from langmerge.auto.evidence import MEASURED, Evidence
+from langmerge.auto.evidence import Evidence
 from langmerge.auto.hindsight import RULES, Case, Known, Right, cases, evidence_of_others
+from langmerge.auto.measured import measured
 from langmerge.pool import Pool
 from langmerge.results.records import Run
 from langmerge.results.stored import stored
@@ -123,7 +124,11 @@ def main() -> None:
     calls = []
     for case in (one for one in among if one.seed in pools):
         pool = pools[case.seed]
-        evidence = MEASURED["ExcTar"] if given.shipped else evidence_of_others(among, case.target, "ExcTar")
+        evidence = (
+            measured("ExcTar", without=case.target)
+            if given.shipped
+            else evidence_of_others(among, case.target, "ExcTar")
+        )
         calls.append(called(case, pool, load_task(pool.task, data=given.data), given, evidence))
         print(f"{case.target}, seed {case.seed}: {calls[-1].gain:+.1f}", file=sys.stderr)
     print(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from langmerge.auto.decision import MARGIN, Judged, halved, judged, simplest_best
-from langmerge.auto.evidence import DOUBT, LEAST, MEASURED, Belief, Evidence, belief
+from langmerge.auto.evidence import DOUBT, LEAST, Belief, Evidence, belief
+from langmerge.auto.measured import STUDIES, TARGETS, measured
 from langmerge.errors import InputError
 
 
@@ -118,16 +119,27 @@ def test_halving_looks_at_more_rows_of_fewer() -> None:
 
 
 def test_a_judged_candidate_without_labels_has_evidence_alone() -> None:
-    prior = MEASURED["ExcTar"]["wudi"]
+    prior = measured("ExcTar")["wudi"]
     found = judged("wudi", prior, None, None)
     assert (found.belief, found.accuracy, found.rows) == (belief(prior, None), None, 0)
+
+
+def test_a_targets_own_gains_are_not_among_its_evidence() -> None:
+    whole, without = measured("ExcTar")["ties"], measured("ExcTar", without="vi-VN")["ties"]
+    # vi-VN is where TIES has lost most.
+    assert without.mean > whole.mean
+    assert (whole.targets, without.targets) == (12, 11)
+    assert measured("ExcTar", without="de-DE") == measured("ExcTar")
+    for mode, studies in STUDIES.items():
+        assert set(studies) | {"learned", "refined"} >= set(measured(mode))
+        assert all(len(one.gains) == len(TARGETS) for own in studies.values() for one in own)
 
 
 def test_what_was_measured_prefers_wudi_and_for_an_own_expert_nothing() -> None:
     for mode, choice in (("ExcTar", "wudi+head"), ("IncTar", "single")):
         found = [
             Judged("single", None),
-            *(judged(name, one, None, None) for name, one in MEASURED[mode].items() if name != "refined"),
+            *(judged(name, one, None, None) for name, one in measured(mode).items() if name != "refined"),
         ]
         assert simplest_best(found).name == choice
 

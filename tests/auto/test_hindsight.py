@@ -91,10 +91,10 @@ def test_evidence_from_elsewhere_stands_in_for_the_others() -> None:
     among = cases(free(store()), "ExcTar")
     # The store's own cells say something else of two targets or of one, whatever is known elsewhere.
     known = {"wudi": Evidence(-3.0, 1.0, 12, "elsewhere")}
-    told = judge("auto, no labels", among, "ExcTar", known=known)
+    told = judge("auto, no labels", among, "ExcTar", known=lambda _: known)
     assert told.chosen == {"single": 1.0}
-    known = {"wudi": Evidence(3.0, 1.0, 12, "elsewhere")}
-    assert judge("auto, no labels", among, "ExcTar", known=known).chosen == {"wudi": 1.0}
+    other = {"wudi": Evidence(3.0, 1.0, 12, "elsewhere")}
+    assert judge("auto, no labels", among, "ExcTar", known=lambda _: other).chosen == {"wudi": 1.0}
 
 
 def test_halving_looks_at_rows_in_no_order_of_a_file() -> None:

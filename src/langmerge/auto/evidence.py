@@ -7,7 +7,7 @@ labels and the second rule lose 2.7 points against hindsight, the first 0.5, lab
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,41 +45,25 @@ class Evidence:
         return DOUBT * spread * math.sqrt(1 + 1 / self.targets)
 
     @classmethod
-    def of(cls, gains: Sequence[float], errors: Sequence[float], origin: str) -> "Evidence":
-        """From gains and their standard errors over rows, one a target.
+    def of(
+        cls, gains: Sequence[float], errors: Sequence[float], origin: str, *, targets: int | None = None
+    ) -> "Evidence":
+        """From gains and their standard errors over rows.
+
+        Args:
+            gains: one a target, or one for each target and pool: then pools are part of the spread.
+            errors: of them.
+            origin: where they were measured.
+            targets: how many there are, where it is not one a gain.
 
         Raises:
-            ValueError: fewer than two targets.
+            ValueError: fewer than two gains.
         """
         if len(gains) < 2:
-            raise ValueError("evidence needs two targets or more")
+            raise ValueError("evidence needs gains of two targets or more")
         values = np.asarray(gains, dtype=np.float64)
         between = max(0.0, float(values.var(ddof=1)) - float(np.mean(np.square(errors))))
-        return cls(float(values.mean()), math.sqrt(between), len(values), origin)
-
-
-MASSIVE = "MASSIVE intents, e5-small, 5 of 17 sources, docs/results.md"
-
-TEXT = "MASSIVE intents, e5-small, 5 of 14 sources, docs/results.md"
-
-MEASURED: Mapping[str, Mapping[str, Evidence]] = {
-    "ExcTar": {
-        "linear": Evidence(2.29, 0.67, 12, MASSIVE),
-        "ties": Evidence(1.13, 1.15, 12, MASSIVE),
-        "wudi": Evidence(3.59, 0.85, 12, MASSIVE),
-        "wudi+head": Evidence(3.93, 0.81, 12, MASSIVE),
-        # AdaMerging by block to the sources' vote, head frozen.
-        "learned": Evidence(1.48, 0.0, 4, TEXT),
-        # Of wudi+head, whatever is refined here.
-        "refined": Evidence(6.90, 2.16, 4, TEXT),
-    },
-    "IncTar": {
-        # Nine tenths of the weight on the target's own expert.
-        "linear": Evidence(-0.11, 0.06, 12, MASSIVE),
-        "wudi": Evidence(0.23, 0.16, 12, MASSIVE),
-    },
-}
-"""Gains over the best zero-shot source chosen on dev (ExcTar) or over self (IncTar) on test."""
+        return cls(float(values.mean()), math.sqrt(between), targets or len(values), origin)
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def judge(
     rows: int | None = None,
     draws: int = 50,
     seed: int = 0,
-    known: Mapping[str, Evidence] | None = None,
+    known: Callable[[str], Mapping[str, Evidence]] | None = None,
 ) -> Judgement:
     """What a rule would have done.
 
@@ -260,7 +260,7 @@ def judge(
         rows: labelled rows; all by default. Sources and single expert stay those that all rows chose.
         draws: of the labelled rows and of their order: halving looks at the first of them first.
         seed: of the draws.
-        known: evidence from elsewhere; by default that of a target is drawn from the others.
+        known: evidence for a target; by default it is drawn from the others.
 
     Raises:
         InputError: fewer than two targets, or a case lacks what the rule needs.
@@ -273,7 +273,7 @@ def judge(
     for case in among:
         dev, key = case.right("dev"), (case.target, case.seed)
         used = min(rows or len(dev["single"]), len(dev["single"]))
-        evidence = known if known is not None else evidence_of_others(among, case.target, mode)
+        evidence = known(case.target) if known is not None else evidence_of_others(among, case.target, mode)
         taken = [
             RULES[name](Known(case, {one: right[some] for one, right in dev.items()}, evidence))
             for some in _draws(draw, len(dev["single"]), used, draws)

@@ -13,8 +13,9 @@ from langmerge import __version__
 from langmerge.adapting import Problem, adapt
 from langmerge.auto.decision import Judged, Rung, halved, judged
 from langmerge.auto.effect import read_effects
-from langmerge.auto.evidence import MEASURED, Evidence
+from langmerge.auto.evidence import Evidence
 from langmerge.auto.features import TEXTS, PoolFeatures
+from langmerge.auto.measured import measured
 from langmerge.auto.options import OWN, Option, options
 from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
@@ -67,7 +68,7 @@ class Question:
         text: unlabelled text of the target to refine on; none: nothing is refined.
         refinement: how.
         learned: learn coefficients on the text too. Not by default: it costs minutes, and has lost to equal weights.
-        evidence: gains elsewhere, by candidate; those of `langmerge.auto.evidence.MEASURED` by default.
+        evidence: gains elsewhere, by candidate; those of `langmerge.auto.measured` by default, without the target.
         effects: a file of `langmerge.auto.effect`: gains predicted for this target stand in for those elsewhere, of the
             candidates for which it was seen that this is better.
         test: report the choice and the reference on test, once.
@@ -119,7 +120,12 @@ class Pilot:
     def __init__(self, question: Question, work: Path, progress: Progress = silent) -> None:
         self.question, self.progress = question, progress
         self.seconds: dict[str, float] = {}
-        self.evidence = MEASURED[question.mode] if question.evidence is None else question.evidence
+        known = (
+            measured(question.mode, without=question.target)
+            if question.evidence is None
+            else question.evidence
+        )
+        self.evidence: Mapping[str, Evidence] = known
         self._resident = ResidentClassifier(question.pool)
         self._refined: str | None = None
         self._evaluators: dict[int | None, PoolEvaluator] = {}

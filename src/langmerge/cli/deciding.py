@@ -108,7 +108,7 @@ def auto(
 
 
 def _evidence(store: str, sweep: str | None, question: Any) -> Any:
-    from langmerge.auto.evidence import MEASURED
+    from langmerge.auto.measured import measured
     from langmerge.auto.stored import evidence_from
     from langmerge.results.stored import stored
 
@@ -121,7 +121,7 @@ def _evidence(store: str, sweep: str | None, question: Any) -> Any:
         origin=f"the store {store}",
     )
     # Of candidates that sweeps do not have (refined) there is langmerge's own.
-    return {**MEASURED[question.mode], **found}
+    return {**measured(question.mode, without=question.target), **found}
 
 
 def _text(given: str, task: Any, locale: str, limit: int) -> Any:

@@ -147,14 +147,14 @@ def hindsight(
     as_json: Json = False,
 ) -> None:
     """What the rule of langmerge auto, and simpler ones, would have chosen on a store's cells, and what that costs on test."""
-    from langmerge.auto.evidence import MEASURED
     from langmerge.auto.hindsight import cases, judge, rules_for
+    from langmerge.auto.measured import measured
     from langmerge.results.stored import checked_mode, stored
 
     checked_mode(mode)
     # A single expert's cell has one mode and serves both: all are read.
     among = cases(stored(store, None, sweep), mode)
-    evidence = MEASURED[mode] if shipped else None
+    evidence = (lambda target: measured(mode, without=target)) if shipped else None
     found = [
         judge(rule, among, mode, rows=rows, draws=draws, known=evidence) for rule in rules_for(among, rows)
     ]
