@@ -124,13 +124,23 @@ def test_with_an_own_expert_it_is_the_reference(pool: Pool, task: Task, tmp_path
     assert "IncTar" in found.reasons[0]
     pilot = Pilot(question(pool, task, "sw-KE", statistics=False), tmp_path / "work")
     assert pilot.sources[0] == "sw-KE"
-    assert pilot.shares.values["model"]["sw-KE"] == 0.9
-    assert sum(pilot.shares.values["model"].values()) == pytest.approx(1.0)
+    for name, share in (("linear", 0.9), ("wudi", 0.9), ("wudi-half", 0.5), ("wudi-equal", 1 / 3)):
+        numbers = pilot.recipe(name).weights.values["model"]
+        assert numbers["sw-KE"] == pytest.approx(share)
+        assert sum(numbers.values()) == pytest.approx(1.0)
     out = decide(
         question(pool, task, "sw-KE", labels="none", include_target=False, statistics=False, evidence=SURE),
         tmp_path / "exc",
     )
     assert "sw-KE" not in out.sources
+
+
+def test_of_what_there_is_no_evidence_labels_alone_decide(pool: Pool, task: Task, tmp_path: Path) -> None:
+    asked = question(pool, task, "sw-KE", evidence={"linear": Evidence(1.0, 0.1, 12, "by hand")})
+    found = decide(asked, tmp_path / "out")
+    assert {"wudi-half", "wudi-equal"} <= {one["name"] for one in found.record["rungs"][0]["judged"]}
+    blind = decide(replace(asked, labels="none", by="strength", statistics=False), tmp_path / "blind")
+    assert {one["name"] for one in blind.record["candidates"]} == {"single", "linear"}
 
 
 @pytest.mark.parametrize("labels", ["dev", "none"])

@@ -227,4 +227,6 @@ def test_candidates_are_called_as_sweeps_call_them() -> None:
     assert cells_of("ExcTar") == {
         "linear": "linear", "ties(density=0.2, scope=model)": "ties", WUDI: "wudi", HEAD: "wudi+head",
     }  # fmt: skip
-    assert cells_of("IncTar") == {"linear(own=0.9)": "linear", "wudi(own=0.9)": "wudi"}
+    assert cells_of("IncTar") == {
+        "linear(own=0.9)": "linear", "wudi(own=0.9)": "wudi", "wudi(own=0.5)": "wudi-half", WUDI: "wudi-equal",
+    }  # fmt: skip

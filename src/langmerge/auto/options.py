@@ -6,7 +6,10 @@ from typing import Any
 from langmerge.experiments.grid import Head, MethodChoice
 
 OWN = 0.9
-"""Share of the target's own expert in an IncTar merge: with less of it everything measured so far loses."""
+"""Share of the target's own expert in an IncTar merge: with less, a merge loses where the others have seen the same rows."""
+
+HALF = 0.5
+"""The same where the others have seen other rows, and have more to give."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,11 @@ def options(mode: str, *, statistics: bool, refines: bool, learns: bool = False)
     single = Option("single", "the best single expert, not merged") if mode == "ExcTar" else Option(
         "single", "the target's own expert, not merged"
     )  # fmt: skip
-    own = OWN if mode == "IncTar" else None
+    most = OWN if mode == "IncTar" else None
 
-    def merge(name: str, what: str, method: str, head: Head = "merge", **parameters: Any) -> Option:
+    def merge(
+        name: str, what: str, method: str, head: Head = "merge", own: float | None = most, **parameters: Any
+    ) -> Option:
         return Option(name, what, MethodChoice(method=method, parameters=parameters, own=own, head=head))
 
     found = [single, merge("linear", "the experts' average", "linear")]
@@ -56,6 +61,9 @@ def options(mode: str, *, statistics: bool, refines: bool, learns: bool = False)
             merge("ties", "TIES over the whole model, density 0.2", "ties", density=0.2, scope="model")
         )
     found.append(merge("wudi", "WUDI", "wudi"))
+    if mode == "IncTar":
+        found.append(merge("wudi-half", "WUDI, half of it the target's own expert", "wudi", own=HALF))
+        found.append(merge("wudi-equal", "WUDI, the target's own expert one among equals", "wudi", own=None))
     # No evidence that anything else helps where labels of the target were trained on.
     if mode == "ExcTar" and statistics:
         found.append(merge("wudi+head", "WUDI, the head by RegMean", "wudi", head="regmean"))

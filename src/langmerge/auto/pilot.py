@@ -133,8 +133,8 @@ class Pilot:
             question.task.load(question.target, "dev")
         elif question.selector == "measured":
             raise InputError("--by measured looks at labels of the target: leave it out, or say --labels dev")
-        chosen = self._selection()
-        self.sources, self.shares = chosen.sources, chosen.coefficients
+        self._shares: dict[float | None, Selection] = {}
+        self.sources = self._selection(self._most).sources
         if question.effects is not None:
             self.evidence = {**self.evidence, **self._predicted(question.effects)}
         if question.learned:
@@ -191,12 +191,23 @@ class Pilot:
             "evidence": {name: asdict(one) for name, one in self.evidence.items()}, "langmerge": __version__,
         }  # fmt: skip
 
-    def _selection(self) -> Selection:
+    @property
+    def _most(self) -> float | None:
+        """The share of the target's own expert where nothing else is said."""
+        return OWN if self.question.mode == "IncTar" else None
+
+    def _selection(self, share: float | None) -> Selection:
+        """The sources, with a share of the target's own expert; None: it is one among equals, or there is none."""
+        if share not in self._shares:
+            self._shares[share] = self._chosen(share)
+        return self._shares[share]
+
+    def _chosen(self, share: float | None) -> Selection:
         asked, own = self.question, self.question.mode == "IncTar"
         others = len([one for one in asked.pool.locales if one != asked.target])
         size = min(asked.k, others + own)
         selectors = PoolSelectors(asked.pool, data=asked.data, progress=self.progress)
-        wish = Wish(asked.target, asked.selector, size, own, own=OWN if own else None)
+        wish = Wish(asked.target, asked.selector, size, own, own=share)
         if asked.selector == "measured":
             # On the rows that may be looked at; the pool's own matrix stays as it is.
             wish = replace(wish, by="manual", scores=self._measured())
@@ -249,7 +260,7 @@ class Pilot:
             sources={source: pool.expert(source) for source in self.sources},
             method=choice.method,
             parameters=choice.parameters,
-            coefficients=self.shares,
+            coefficients=self._selection(choice.own).coefficients,
             target=self.question.target,
             head=choice.head,
             statistics=self._statistics if choice.head == "regmean" else {},
@@ -273,7 +284,8 @@ class Pilot:
         names = [name for name, one in self.options.items() if not one.refines and not one.learns]
         asked = self.question
         if asked.labels == "none":
-            found = [self._unlabelled(name) for name in names]
+            # What nothing is known of will not be chosen, and is not made.
+            found = [self._unlabelled(name) for name in names if name == names[0] or name in self.evidence]
             return [Rung(0, tuple(found))]
         whole = len(asked.task.load(asked.target, "dev").limited(asked.rows).ids)
         with self.progress(f"candidates for {asked.target}", 3 * len(names)) as advance:
@@ -332,7 +344,9 @@ class Pilot:
         if asked.text is None:
             raise ValueError("there is no text to learn on")
         self.work.mkdir(parents=True, exist_ok=True)
-        problem = Problem(self.shares, asked.target, asked.text, settings_of("safe", **LEARN))
+        problem = Problem(
+            self._selection(self._most).coefficients, asked.target, asked.text, settings_of("safe", **LEARN)
+        )
         state = self.work / "learned.state"
         found = adapt(self.evaluator(None), problem, state=state, progress=self.progress).coefficients
         pool = asked.pool
