@@ -285,3 +285,8 @@ def test_two_spellings_are_one_folder(folder: Path) -> None:
     }
     with pytest.raises(RecipeError, match="lists the model 'hub/x' twice"):
         MergekitRecipe.parse(raw, folder=folder)
+
+
+def test_a_name_that_no_folder_can_have(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="x" * 300):
+        MergekitRecipe.parse(changed(models=[{"model": "x" * 300}, {"model": "a"}]), folder=folder)

@@ -84,6 +84,7 @@ def test_coefficients_from_a_file_beside_it(tmp_path: Path) -> None:
         ({"sources": {}}, "sources: Dictionary should have at least 1 item"),
         ({"sources": ["a", "b"]}, "sources: Input should be a valid dictionary"),
         ({"sourcse": {}}, "sourcse: Extra inputs are not permitted"),
+        ({"other_layers": "source:de-DE"}, "other_layers is 'source:de-DE', and without layers there are no others"),
         ({"embeddings": "de-DE"}, "embeddings is 'de-DE': it must be merge, mean, base or source:<name of a source>"),
         ({"head": "de-DE"}, "head is 'de-DE': it must be"),
         ({"embeddings": "drop"}, "embeddings is 'drop': it must be merge, mean, base or source:<name of a source>"),

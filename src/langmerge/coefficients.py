@@ -19,7 +19,8 @@ _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embeddings?|embed_tokens|wte|wpe|shared|word_embeddings|embed_positions|patch_embed)(?:\.|$)"
 )
 _HEAD = re.compile(
-    r"^(?:classifier|score|qa_outputs|lm_head|cls|classification_head|pre_classifier|predictions)(?:\.|$)"
+    r"^(?:classifier|score|qa_outputs|lm_head|cls|classification_head|pre_classifier|predictions|logits_proj|sequence_summary)"
+    r"(?:\.|$)"
 )
 
 

@@ -142,6 +142,14 @@ class Recipe(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _other_layers_are_others(self) -> Self:
+        if self.layers is None and self.other_layers != "base":
+            raise ValueError(
+                f"other_layers is {self.other_layers!r}, and without layers there are no others: say which layers are merged"
+            )
+        return self
+
     @property
     def blocks(self) -> frozenset[int]:
         """Numbers of the layers that the method merges, where `layers` is given."""

@@ -87,6 +87,7 @@ def test_svd_of_full_rank_is_the_sum_and_less_says_what_is_lost(tmp_path: Path) 
     ("method", "parameters"),
     [
         ("ties", {"density": 0.5}),
+        ("ties", {"density": 0.5, "scope": "tensor"}),
         ("dare_linear", {"density": 0.5}),
         ("dare_ties", {"density": 0.5}),
         ("wudi", {}),
@@ -105,6 +106,7 @@ def test_methods_on_products(tmp_path: Path, method: str, parameters: dict[str, 
         taus = torch.stack([one[name] - start[name] for one in states]).float()
         keyed = {"key": module, "sources": ["a", "b", "c"]} if "dare" in method else {}
         zero = torch.zeros(taus.shape[1:])
+        parameters = {key: value for key, value in parameters.items() if key != "scope"}
         dense[name] = start[name] + METHODS[method](zero, taus, torch.tensor(weights), **keyed, **parameters)
     same(loaded(tmp_path / "out"), filled(dense))
     assert found["totals"]["error"] < 1e-6

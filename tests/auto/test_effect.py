@@ -1,13 +1,14 @@
 """Features of sets of sources, predictions for targets that were not seen, and what `auto` takes of them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from langmerge.auto import Question, decide
 from langmerge.auto import effect as effect_module
@@ -72,6 +73,20 @@ def test_signs_are_counted_where_both_have_moved(pool: Pool) -> None:
             assert found[i, j] == pytest.approx((one[both] == other[both]).mean())
     assert np.diag(found) == pytest.approx(1.0)
     assert found[0, 1] < 1
+
+
+def test_signs_are_compared_by_the_names_of_the_plan(pool: Pool, tmp_path: Path) -> None:
+    """The base saved without the prefix that its experts have."""
+    folders = {one: pool.expert(one) for one in EXPERTS[:2]}
+    shutil.copytree(pool.base_folder, tmp_path / "bare")
+    file = tmp_path / "bare" / "model.safetensors"
+    prefix = "roberta."
+    bare = {
+        name.removeprefix(prefix): one for name, one in load_file(file).items() if name.startswith(prefix)
+    }
+    save_file(bare, file, metadata={"format": "pt"})
+    found = sign_agreement(tmp_path / "bare", folders)
+    np.testing.assert_allclose(found, sign_agreement(pool.base_folder, folders))
 
 
 def test_features_are_what_they_say(pool: Pool, features: PoolFeatures) -> None:

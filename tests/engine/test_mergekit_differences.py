@@ -1,6 +1,7 @@
 """Where langmerge does otherwise than mergekit, and what it refuses: docs/mergekit.md lists both."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 import yaml
 
 from langmerge.cli import main
-from langmerge.engine import make_plan, merge
+from langmerge.engine import make_plan, merge, recipe_payload
 from langmerge.engine.planning import load_recipe, recipe_of_receipt
 from langmerge.errors import PlanError, RecipeError
 from langmerge.recipe import Recipe
+from langmerge.results import signature
 from tests.engine.mergekit_models import (
     PIECES_OF_BASE,
     PIECES_OF_OTHER,
@@ -243,6 +245,23 @@ def test_the_receipt_holds_the_recipe(models: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one, found[name]) for name, one in read_raw(tmp_path / "again").items())
     assert (
         json.loads((tmp_path / "again" / "langmerge.json").read_text())["signature"] == receipt["signature"]
+    )
+
+
+def test_what_decides_the_bytes_is_in_the_signature(models: Path) -> None:
+    shutil.copytree(models / "llama" / "a", models / "llama" / "copy")
+
+    def signed(*names: str, method: str = "linear", **more: Any) -> str:
+        raw = linear(*names, base_model="llama/base", merge_method=method, **more)
+        return signature(recipe_payload(make_plan(parsed(models, raw))))
+
+    ties = {"method": "ties"}
+    assert signed("llama/a", "llama/b", **ties) == signed("llama/copy", "llama/b", **ties)
+    # Random masks are keyed by the names.
+    drawn = {"method": "dare_ties", "parameters": {"weight": 1, "density": 0.5}}
+    assert signed("llama/a", "llama/b", **drawn) != signed("llama/copy", "llama/b", **drawn)
+    assert signed("llama/a", "llama/b", **ties) != signed(
+        "llama/a", "llama/b", tokenizer_source="base", **ties
     )
 
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from langmerge.coefficients import Coefficients
 from langmerge.engine import make_plan, merge
 from langmerge.errors import PlanError
+from langmerge.recipe import Recipe
 from tests.engine.conftest import SOURCES, faults_of, recipe_of, treatments
-from tests.tiny import BUFFER, HEAD, LABELS, QUERY, SHAPES, WORDS, permuted, read_raw, write_raw
+from tests.tiny import BUFFER, HEAD, LABELS, QUERY, SHAPES, WORDS, drawn, permuted, read_raw, tuned, write_raw
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], **options: Any) -> None:
@@ -107,6 +109,59 @@ def test_a_mean_that_does_not_exist_is_found_beforehand(raw_pool: Path) -> None:
     assert make_plan(recipe_of(raw_pool, **changes)).written
     (fault,) = faults_of(raw_pool, **changes, head="mean")
     assert fault.startswith("the mean is taken of the sources' head tensors, but weights [1.0, -1.0, 0.0]")
+    # One tensor of a group may have weights of its own.
+    of_one = {"model": dict.fromkeys(SOURCES, 1.0), "tensor:classifier.dense.weight": opposite}
+    numbers = Coefficients(values=of_one)
+    (same,) = faults_of(raw_pool, method="task_arithmetic", head="mean", coefficients=numbers)
+    assert same == fault
+
+
+def test_t_and_coefficients_that_say_something_else(raw_pool: Path) -> None:
+    two = {name: raw_pool / name for name in ("de-DE", "fr-FR")}
+    changes: dict[str, Any] = {"method": "slerp", "sources": two, "parameters": {"t": 0.1}}
+    (fault,) = faults_of(raw_pool, **changes, coefficients={"de-DE": 0.1, "fr-FR": 0.9})
+    assert fault == "slerp has t, and coefficients that say something else: leave one of them out"
+    assert make_plan(recipe_of(raw_pool, **changes, coefficients={"de-DE": 0.5, "fr-FR": 0.5})).written
+
+
+def test_labels_in_another_order_whose_rows_are_not_known(tmp_path: Path) -> None:
+    """XLM's head keeps its labels in sequence_summary.summary, which in XLNet is no head at all."""
+    for name, expected in (
+        ("logits_proj", True),
+        ("classifier.linear_out", True),
+        ("sequence_summary.summary", False),
+    ):
+        base = drawn(0, shapes={f"{name}.weight": (3, 4)})
+        sources = {}
+        for seed, (source, labels) in enumerate((("a", LABELS), ("b", LABELS[::-1])), start=1):
+            sources[source] = write_raw(tmp_path / name / source, tuned(base, seed), labels=labels)
+        recipe = Recipe(base=write_raw(tmp_path / name / "base", base), sources=sources, method="linear")
+        if expected:
+            (tensor,) = make_plan(recipe).written
+            assert tensor.label_rows
+            continue
+        with pytest.raises(
+            PlanError, match=r"b: labels are in another order .* no tensor is known whose rows are labels"
+        ):
+            make_plan(recipe)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_beside_the_embeddings_is_read_by_loaders(tmp_path: Path, tied: bool) -> None:
+    """The base ties its embeddings and stores the head all the same; or the other way round."""
+    shapes = {"model.embed_tokens.weight": (5, 4), "lm_head.weight": (5, 4)}
+    base = drawn(0, shapes=shapes)
+    recipe = Recipe(
+        base=write_raw(tmp_path / "base", base, labels=None, tie_word_embeddings=tied),
+        sources={
+            name: write_raw(tmp_path / name, tuned(base, seed), labels=None, tie_word_embeddings=False)
+            for seed, name in enumerate(("a", "b"), start=1)
+        },
+        method="linear",
+    )
+    out = merge(recipe, tmp_path / "out")
+    assert "lm_head.weight" in read_raw(out)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize("group", ["block:2", "other", "tensor:roberta.encoder.layer.0.query"])

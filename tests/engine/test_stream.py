@@ -18,6 +18,8 @@ from langmerge.engine import faults, inputs, make_plan, merge, reference, stream
 from langmerge.engine.inputs import TensorInputs
 from langmerge.engine.stream import Stream
 from langmerge.errors import PlanError
+from langmerge.methods import METHODS
+from langmerge.recipe import Recipe
 from tests.engine.conftest import SOURCES, WIDE_SHAPES, bits, case_recipe, entries, recipe_of, streamed
 from tests.tiny import QUERY, WORDS, Tensors, drawn, read_raw, tuned, write_raw
 
@@ -244,3 +246,30 @@ def test_hashes_are_the_same_whether_taken_in_the_merge_or_before(wide_pool: Pat
             },
         )
         assert known == alone
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("slerp", {"t": 0.5}), ("nuslerp", {}), ("karcher", {}), ("multislerp", {})],
+)
+def test_on_a_sphere_about_the_origin_what_nobody_has_moved_is_scaled_with_the_rest(
+    tmp_path: Path, method: str, parameters: dict[str, Any]
+) -> None:
+    """Steps in which base and sources agree are no copies of the base: a jump would be where a step ends."""
+    name, shape = "model.layers.0.mlp.up_proj.weight", (64, 32)
+    base = drawn(0, shapes={name: shape})
+    sources = {}
+    for seed, source in enumerate(("a", "b"), start=1):
+        moved = base[name].clone()
+        moved[:16] = drawn(seed, shapes={name: (16, 32)})[name]
+        sources[source] = write_raw(tmp_path / source, {name: moved}, labels=None)
+    folder = write_raw(tmp_path / "base", base, labels=None)
+    recipe = Recipe(base=folder, sources=sources, method=method, parameters=parameters)
+    (plan,) = make_plan(recipe).written
+    given = {key: value for key, value in plan.parameters.items() if key != "scope"}
+    tuned_ones = torch.stack([read_raw(one)[name] for one in sources.values()])
+    expected = METHODS[method](base[name], tuned_ones, torch.tensor(plan.weights), **given)
+    found = streamed(recipe)[name]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found[-1], base[name][-1], rtol=1e-3)

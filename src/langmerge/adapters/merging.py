@@ -245,7 +245,10 @@ def _by_method(work: _Work, module: str, form: Any, shape: tuple[int, int]) -> T
     function = METHODS[work.asked.method]
     taken = inspect.signature(function).parameters
     supplied = {"key": module, "sources": list(work.adapters)}
-    given = {key: value for key, value in supplied.items() if key in taken} | dict(work.asked.parameters)
+    given = {key: value for key, value in supplied.items() if key in taken} | {
+        # Whole or by tensor: a module is one tensor here.
+        key: value for key, value in work.asked.parameters.items() if key != "scope"
+    }  # fmt: skip
     return function(torch.zeros(shape), torch.stack(updates), torch.tensor(work.weights), **given)
 
 

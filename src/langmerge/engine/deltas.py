@@ -1,6 +1,5 @@
 """Task vectors of experts in pairs, over all that a merge would merge: dot products and signs; streamed."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from langmerge.checkpoint import Checkpoint, open_checkpoint
+from langmerge.checkpoint import TensorInfo
 from langmerge.checkpoint.reader import not_finite
-from langmerge.checkpoint.tensors import to_tensor
 from langmerge.coefficients import group_of
+from langmerge.engine.inputs import Span, TensorInputs
 from langmerge.engine.planning import make_plan
 from langmerge.engine.stream import Stream
 from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
-
-SIGNS = 1 << 20
-"""Entries of each expert that are held at once."""
 
 
 def delta_gram(
@@ -67,13 +63,20 @@ def sign_agreement(
     """
     plan = make_plan(Recipe(base=base, sources=dict(experts), method="linear"))
     tensors = [t for t in plan.written if t.treatment == "merged" and t.base and group_of(t.name) != "head"]
-    own, opened = open_checkpoint(base), [open_checkpoint(folder) for folder in experts.values()]
-    same, both = (np.zeros((len(opened), len(opened))) for _ in range(2))
+    same, both = (np.zeros((len(experts), len(experts))) for _ in range(2))
+    # In the order of the experts: a plan has one of its own.
+    order = [list(plan.sources).index(name) for name in experts]
     with progress("signs", len(tensors)) as advance:
         for tensor in tensors:
-            for first in range(0, math.prod(tensor.shape), SIGNS):
-                start = _part(own, tensor.name, first)
-                moved = np.stack([np.sign(_part(one, tensor.name, first) - start) for one in opened])
+            # By the plan's names and rows: a model may be saved with another prefix, or another order of pieces.
+            inputs = TensorInputs(plan, tensor)
+            for start, stop in inputs.chunks(0, inputs.entries):
+                base_span, sources = inputs.spans(start, stop)
+                if base_span is None or tensor.base is None:
+                    raise ValueError(f"{tensor.name} has no base")
+                first = _finite(base_span, tensor.base)
+                others = [_finite(sources[place], tensor.inputs[place]) for place in order]
+                moved = np.stack([np.sign(one - first) for one in others])
                 touched = np.abs(moved)
                 # Counts in float32 are exact up to 2²⁴.
                 counted = (touched @ touched.T).astype(np.float64)
@@ -83,10 +86,8 @@ def sign_agreement(
     return np.divide(same, both, out=np.full_like(same, np.nan), where=both > 0)
 
 
-def _part(checkpoint: Checkpoint, name: str, first: int) -> np.ndarray[Any, Any]:
-    """Some entries of a tensor, as float32."""
-    stored = checkpoint.array(name).reshape(-1)[first : first + SIGNS]
-    found = to_tensor(stored, checkpoint.tensors[name].dtype).float()
-    if not bool(found.isfinite().all()):
-        raise not_finite(checkpoint.tensors[name])
-    return np.asarray(found.numpy())
+def _finite(span: Span, info: TensorInfo) -> np.ndarray[Any, Any]:
+    values = span.floats()
+    if not np.isfinite(values).all():
+        raise not_finite(info)
+    return values

@@ -63,9 +63,17 @@ def weight_faults(
 
 
 def label_row_faults(
-    tensors: Sequence[TensorPlan], labels: tuple[str, ...] | None, faults: list[str]
+    tensors: Sequence[TensorPlan],
+    labels: tuple[str, ...] | None,
+    permuted: Collection[str],
+    faults: list[str],
 ) -> None:
-    """Heads with another number of rows than labels."""
+    """Heads with another number of rows than labels; label maps in other orders, and no rows that could follow them."""
+    if permuted and not any(t.label_rows for t in tensors):
+        faults.append(
+            f"{', '.join(sorted(permuted))}: labels are in another order than the reference's, and no tensor is known whose rows "
+            "are labels: bring the heads into one order first"
+        )
     wrong = [t for t in tensors if labels and t.label_rows and t.shape[0] != len(labels)]
     faults += [
         f"tensor {t.name!r} has {t.shape[0]} rows for the {len(labels or ())} labels of config.json (id2label)"
@@ -82,12 +90,14 @@ def coefficient_faults(
         faults.append(
             f"coefficients are given for {', '.join(unknown)}, which matches no tensor of the sources"
         )
-    means = {group_of(t.name): coefficients.for_tensor(t.name) for t in tensors if t.treatment == "mean"}
-    for group, row in means.items():
+    said = []
+    # By tensor: one of a group may have weights of its own.
+    for name in (t.name for t in tensors if t.treatment == "mean"):
         try:
-            require_weights("linear", list(row.values()))
+            require_weights("linear", list(coefficients.for_tensor(name).values()))
         except MethodError as error:
-            faults.append(f"the mean is taken of the sources' {group} tensors, but {error}")
+            said.append(f"the mean is taken of the sources' {group_of(name)} tensors, but {error}")
+    faults += dict.fromkeys(said)
 
 
 def layer_faults(layers: Collection[int], source: Checkpoint, faults: list[str]) -> None:

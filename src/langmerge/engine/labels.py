@@ -9,7 +9,8 @@ from langmerge.checkpoint import Checkpoint, label_names
 
 # The last layer of a classification head: its rows are labels. (XLM-R's classifier.dense is not.)
 _LABEL_ROWS = re.compile(
-    r"^(?:(?:classifier|classification_head|score|cls)\.)?(?:out_proj|classifier|score|decoder)\.(?:weight|bias)$"
+    r"^(?:(?:classifier|classification_head|score|cls)\.)?"
+    r"(?:out_proj|classifier|score|decoder|logits_proj|linear_out)\.(?:weight|bias)$"
 )
 
 

@@ -40,7 +40,7 @@ def plan_mergekit(recipe: MergekitRecipe) -> Plan:
     orders, labels = _labels(recipe, opened, base, faults)
     aligned = aligned_vocabularies(recipe, opened, faults)
     tensors = _Compiler(recipe, opened, orders, aligned, faults).tensors(placed)
-    label_row_faults(tensors, labels, faults)
+    label_row_faults(tensors, labels, orders, faults)
     sources = {name: opened[name] for name in _all_sources(recipe)}
     if base is not None and recipe.peer.role == "base" and recipe.slices is None and not faults:
         zero_delta_faults(base, sources, tensors, faults)
@@ -59,6 +59,7 @@ def plan_mergekit(recipe: MergekitRecipe) -> Plan:
         labels=labels,
         permuted=tuple(sorted(orders)),
         companions=companions,
+        settings={key: getattr(recipe, key) for key in ("tokenizer_source", "chat_template")},
         vocabulary=aligned.report if aligned and aligned.rows else {},
     )
 
@@ -182,7 +183,7 @@ class _Compiler:
         maps: Mapping[str, Rows],
         pieces: int | None,
     ) -> TensorPlan:
-        base = self.recipe.base_model or self.recipe.base_of(placed.group)
+        base = self.recipe.base_of(placed.group) or self.recipe.base_model
         if pieces is not None:
             plan = replace(plan, shape=(pieces, *plan.shape[1:]))
             # See `_filler`.
@@ -224,17 +225,19 @@ class _Compiler:
         self, placed: Placed, infos: Mapping[str, TensorInfo], own: TensorInfo | None
     ) -> tuple[dict[str, Rows], int | None]:
         """Row maps by model; the last is the number of rows where pieces were aligned."""
-        if is_label_row(placed.name):
-            return {name: order for name, order in self.orders.items() if name in infos}, None
+        labels = {
+            name: order for name, order in self.orders.items() if name in infos and is_label_row(placed.name)
+        }
         if self.aligned is None:
-            return {}, None
+            return labels, None
         base = self.recipe.base_of(placed.group)
         everyone = {**infos, base: own} if own and base else dict(infos)
         sizes = {name: self._rows_of(name) for name in everyone}
+        # First of all: the decoder of a masked LM has a name that a classifier's head may have too.
         if not all(
             is_vocabulary_tensor(placed.name, one.shape, sizes[name] or -1) for name, one in everyone.items()
         ):
-            return {}, None
+            return labels, None
         pieces, maps = self.aligned.pieces, {}
         for name, info in everyone.items():
             if name in self.aligned.rows:

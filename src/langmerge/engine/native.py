@@ -56,7 +56,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
     planner = _Planner(recipe, parameters, base, in_base, sources, orders, aligned, statistics, faults)
     tensors = with_statistics(planner.tensors(), statistics, recipe, faults)
     _swap_faults(planner, faults)
-    label_row_faults(tensors, labels, faults)
+    label_row_faults(tensors, labels, orders, faults)
     coefficient_faults(recipe.weights, first, tensors, faults)
     layer_faults(recipe.blocks, first, faults)
     if base is not None:
@@ -74,7 +74,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         tensors=tensors,
         labels=labels,
         permuted=tuple(sorted(orders)),
-        companions=companions(donor, base, sources, labels, aligned),
+        companions=companions(donor, base, sources, labels, aligned, tensors),
         target=recipe.target,
         settings={
             key: getattr(recipe, key) for key in ("embeddings", "head", "layers", "other_layers", "dtype")
@@ -107,6 +107,11 @@ def _method_faults(recipe: Recipe, faults: list[str]) -> dict[str, Any]:
         wanted = f"exactly {low}" if low == high else f"at least {low}"
         faults.append(f"{recipe.method} merges {wanted} source{'s' * (low != 1)}, the recipe has {n}")
         return {}
+    numbers = recipe.coefficients.values.values() if recipe.coefficients is not None else ()
+    if recipe.parameters.get("t") is not None and any(len(set(row.values())) > 1 for row in numbers):
+        faults.append(
+            f"{recipe.method} has t, and coefficients that say something else: leave one of them out"
+        )
     found = len(faults)
     # These two bound each other: neither may be checked against the other's default where both are given.
     window: dict[str, Any] = {

@@ -26,7 +26,9 @@ def recipe_payload(plan: Plan, digests: Digests | None = None) -> dict[str, Any]
         digests: hashes of tensors that the merge has read, by file and name; the others are read for it.
     """
     # Where models are named by their folders, their places in the recipe take the names' stead.
-    names = {name: name if plan.coefficients else str(place) for place, name in enumerate(plan.sources)}
+    # Random masks are keyed by the names, so there they decide.
+    named = bool(plan.coefficients) or any("seed" in tensor.parameters for tensor in plan.written)
+    names = {name: name if named else str(place) for place, name in enumerate(plan.sources)}
     numbers = plan.coefficients.values if plan.coefficients else [_resolved(t, names) for t in plan.written]
     return {
         "base": _signed(plan.base, digests) if plan.base else None,

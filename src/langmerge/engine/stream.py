@@ -354,6 +354,9 @@ def _keeps_what_agrees(tensor: TensorPlan) -> bool:
     """Whether entries in which the base and every source agree stay as they are: Σ w_i θ_i would round them."""
     if tensor.method == "linear":
         return tensor.treatment == "mean" or abs(sum(tensor.weights) - 1) < 1e-9
+    if tensor.parameters.get("about") == "origin":
+        # On a sphere about the origin Σ w_i is not 1: what nobody has moved is scaled with the rest.
+        return False
     return tensor.method not in ("passthrough", "multislerp") or bool(tensor.parameters.get("normalize"))
 
 

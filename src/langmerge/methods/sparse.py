@@ -285,7 +285,7 @@ def _dropped_by_rank(
     for one, own, p, window in each:
         keep = keep_probabilities(one, p, window)
         words = random_words(stream_key(seed, own), offset, one.numel()).reshape(one.shape)
-        mask = (words < (keep * (1 << 32)).round()).to(one)
+        mask = (words.to(one.device) < (keep * (1 << 32)).round()).to(one)
         kept_entries.append(one * mask / keep.to(one))
     return torch.stack(kept_entries)
 
@@ -294,12 +294,15 @@ def keep_probabilities(tau: Float[Tensor, "*S"], density: float, epsilon: float)
     """p_j of DELLA for one task vector, float64: from p − ε for the smallest entry of a row to p + ε for the largest."""
     rows = as_rows(tau.detach())
     columns = rows.shape[1]
+    kind, device = torch.float64, tau.device
     if columns < 2:
-        return torch.full(tau.shape, density, dtype=torch.float64)
-    ladder = (density - epsilon) + 2 * epsilon * torch.arange(columns, dtype=torch.float64) / (columns - 1)
+        return torch.full(tau.shape, density, dtype=kind, device=device)
+    ladder = (density - epsilon) + 2 * epsilon * torch.arange(columns, dtype=kind, device=device) / (
+        columns - 1
+    )
     order = rows.abs().argsort(dim=1, stable=True)
     return (
-        torch.empty(rows.shape, dtype=torch.float64)
+        torch.empty(rows.shape, dtype=kind, device=device)
         .scatter_(1, order, ladder.expand(rows.shape))
         .reshape(tau.shape)
     )
