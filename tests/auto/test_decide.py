@@ -19,6 +19,7 @@ from langmerge.evaluate import evaluate_model
 from langmerge.models import load_classifier
 from langmerge.pool import Pool
 from langmerge.results.store import Store
+from langmerge.scoring import ResidentClassifier
 from langmerge.tasks import Task, load_task, task_text
 from langmerge.training import Refinement
 from tests.cli.conftest import Run, run
@@ -133,6 +134,19 @@ def test_with_an_own_expert_it_is_the_reference(pool: Pool, task: Task, tmp_path
         tmp_path / "exc",
     )
     assert "sw-KE" not in out.sources
+
+
+def test_a_merge_is_made_once_whatever_the_steps_of_halving(
+    pool: Pool, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], ResidentClassifier._fill
+    monkeypatch.setattr(ResidentClassifier, "_fill", lambda self, plan: (made.append(0), real(self, plan))[1])
+    # Rows that no other test has asked for: nothing is kept of them.
+    rungs = Pilot(question(pool, task, rows=17), tmp_path / "work").merges()
+    assert [rung.rows for rung in rungs] == [4, 8, 17]
+    assert len(made) == 4
+    whole, half = ({one.name: one for one in rung.judged} for rung in (rungs[-1], rungs[-2]))
+    assert all(whole[name].accuracy is not None and name in half for name in whole)
 
 
 def test_of_what_there_is_no_evidence_labels_alone_decide(pool: Pool, task: Task, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from langmerge.scoring import ResidentClassifier
 from langmerge.selection import FROM_MATRIX, Selection
 from langmerge.similarities import PoolSelectors
 from langmerge.tasks import Task, Unlabelled, task_text
+from langmerge.tasks.task import drawn_rows
 from langmerge.training import Refinement, refine_folder
 
 Labels = Literal["dev", "none"]
@@ -292,7 +293,9 @@ class Pilot:
 
             def right(name: str, rows: int) -> np.ndarray[Any, Any]:
                 started = time.perf_counter()
-                found = self.logits(name, "dev", rows).correct
+                # All rows at once, and a part of them looked at: to make a merge again for each step would cost more.
+                kept = self.logits(name, "dev", asked.rows)
+                found = kept.correct[drawn_rows(kept.ids, rows, of=asked.target)]
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
                 advance(1)
                 return found
