@@ -120,7 +120,8 @@ def test_do_not_merge_is_an_answer(pool: Pool, task: Task, tmp_path: Path) -> No
 
 
 def test_with_an_own_expert_it_is_the_reference(pool: Pool, task: Task, tmp_path: Path) -> None:
-    found = decide(question(pool, task, "sw-KE", labels="none", statistics=False), tmp_path / "out")
+    asked = question(pool, task, "sw-KE", labels="none", statistics=False, evidence=NEVER)
+    found = decide(asked, tmp_path / "out")
     assert (found.choice, found.sources) == ("single", ("sw-KE",))
     assert "IncTar" in found.reasons[0]
     pilot = Pilot(question(pool, task, "sw-KE", statistics=False), tmp_path / "work")

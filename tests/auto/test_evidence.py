@@ -135,8 +135,8 @@ def test_a_targets_own_gains_are_not_among_its_evidence() -> None:
         assert all(len(one.gains) == len(TARGETS) for own in studies.values() for one in own)
 
 
-def test_what_was_measured_prefers_wudi_and_for_an_own_expert_nothing() -> None:
-    for mode, choice in (("ExcTar", "wudi+head"), ("IncTar", "single")):
+def test_what_was_measured_prefers_wudi() -> None:
+    for mode, choice in (("ExcTar", "wudi+head"), ("IncTar", "wudi")):
         found = [
             Judged("single", None),
             *(judged(name, one, None, None) for name, one in measured(mode).items() if name != "refined"),
