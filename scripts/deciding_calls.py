@@ -127,7 +127,7 @@ def main() -> None:
         evidence = (
             measured("ExcTar", without=case.target)
             if given.shipped
-            else evidence_of_others(among, case.target, "ExcTar")
+            else evidence_of_others(among, case.target, "ExcTar", free=given.labels == "none")
         )
         calls.append(called(case, pool, load_task(pool.task, data=given.data), given, evidence))
         print(f"{case.target}, seed {case.seed}: {calls[-1].gain:+.1f}", file=sys.stderr)

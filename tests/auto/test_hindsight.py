@@ -87,6 +87,28 @@ def test_evidence_of_a_target_is_that_of_the_others() -> None:
     assert found.regret == pytest.approx((10 + 10 + 10) / 3)
 
 
+def test_evidence_without_labels_is_of_merges_without_labels() -> None:
+    """Where sources are chosen by composite linear brings five points and wudi takes five; by labels it is the other way."""
+    found = []
+    for target in ("cy-GB", "sw-KE", "vi-VN"):
+        found += [
+            outcome(target, "best_zero_shot", "de-DE", 0.5, 0.5),
+            outcome(target, "first_source", "first source, by composite", 0.5, 0.5),
+            outcome(target, "merge", "linear", 0.4, 0.45, gain=-5.0),
+            outcome(target, "merge", WUDI, 0.6, 0.55, gain=5.0),
+            outcome(target, "merge", "linear, by composite", 0.5, 0.55, gain=5.0),
+            outcome(target, "merge", f"{WUDI}, by composite", 0.5, 0.45, gain=-5.0),
+        ]
+    among = cases(found, "ExcTar")
+    assert judge("auto, no labels", among, "ExcTar").chosen == {"linear": 1.0}
+    assert judge("auto, labels", among, "ExcTar").chosen == {"wudi": 1.0}
+    told = {"task": "task", "target": "sw-KE", "mode": "ExcTar", "origin": "here"}
+    for by, best in (("composite", "linear"), ("measured", "wudi"), ("strength", "wudi")):
+        evidence = evidence_from(found, by=by, **told)
+        assert max(evidence, key=lambda name: evidence[name].mean) == best
+    assert evidence_from(found, by="strength", **told)["wudi"].origin == "here, sources chosen by labels"
+
+
 def test_evidence_from_elsewhere_stands_in_for_the_others() -> None:
     among = cases(free(store()), "ExcTar")
     # The store's own cells say something else of two targets or of one, whatever is known elsewhere.

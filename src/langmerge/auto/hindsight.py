@@ -36,6 +36,7 @@ class Case:
         candidates: by name, from simple to not so simple, `single` first.
         gains: of the merges over the single expert.
         label_free: the same with sources chosen without labels, as far as the store has them.
+        free_gains: of those merges, over the same single expert.
         mean: accuracy of the merged sources on dev, their mean; None where the store has it not.
         vote: of the same sources; None where the store has it not.
     """
@@ -45,6 +46,7 @@ class Case:
     candidates: Mapping[str, Run]
     gains: Mapping[str, Difference]
     label_free: Mapping[str, Run] = field(default_factory=dict)
+    free_gains: Mapping[str, Difference] = field(default_factory=dict)
     mean: float | None = None
     vote: Run | None = None
 
@@ -106,9 +108,12 @@ def _case(target: str, seed: int, own: Sequence[Outcome], mode: str, selector: s
     mean = of("source_mean", "mean of the sources")
     dev = {one.split: one.accuracy for one in mean.scores}.get("dev") if mean is not None else None
     gains = {name: gain for name, cell in known.items() if (gain := gain_of(cell)) is not None}
+    free_gains = {
+        name: gain for name, cell in known.items() if (gain := gain_of(f"{cell}, by {selector}")) is not None
+    }
     return Case(
         target, seed, {"single": single, **there}, gains, {n: run for n, run in free.items() if run is not None},
-        dev, of("soft_vote", "soft vote"),
+        free_gains, dev, of("soft_vote", "soft vote"),
     )  # fmt: skip
 
 
@@ -270,10 +275,15 @@ def judge(
     gains: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
     votes: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
     regrets, chosen, used = [], Counter[str](), 0
+    free = RULES[name] is by_evidence
     for case in among:
         dev, key = case.right("dev"), (case.target, case.seed)
         used = min(rows or len(dev["single"]), len(dev["single"]))
-        evidence = known(case.target) if known is not None else evidence_of_others(among, case.target, mode)
+        evidence = (
+            known(case.target)
+            if known is not None
+            else evidence_of_others(among, case.target, mode, free=free)
+        )
         taken = [
             RULES[name](Known(case, {one: right[some] for one, right in dev.items()}, evidence))
             for some in _draws(draw, len(dev["single"]), used, draws)
@@ -303,13 +313,22 @@ def _share(case: Case, taken: Sequence[Run]) -> Counter[str]:
     return Counter(names[run.signature] for run in taken)
 
 
-def evidence_of_others(among: Sequence[Case], target: str, mode: str) -> dict[str, Evidence]:
-    """What the cases of every target but this one say."""
+def evidence_of_others(
+    among: Sequence[Case], target: str, mode: str, *, free: bool = False
+) -> dict[str, Evidence]:
+    """What the cases of every target but this one say.
+
+    Args:
+        among: the cases.
+        target: the one that is to be decided for.
+        mode: ExcTar or IncTar.
+        free: of merges whose sources no label has chosen, where there are any.
+    """
     gains = [
         (name, case.target, gain)
         for case in among
         if case.target != target
-        for name, gain in case.gains.items()
+        for name, gain in ((case.free_gains if free else None) or case.gains).items()
     ]
     return evidence_of(gains, f"the store's other targets, {mode}")
 

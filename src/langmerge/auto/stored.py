@@ -42,13 +42,13 @@ def cells_of(mode: str) -> dict[str, str]:
     return {one.cell: one.name for one in options(mode, statistics=True, refines=False) if one.cell}
 
 
-def candidates(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
-    """Those outcomes that are merges which `auto` tries, once each.
+def candidates(outcomes: Sequence[Outcome], mode: str, by: str = "measured") -> list[Outcome]:
+    """Those outcomes that are merges which `auto` tries, of sources chosen by a selector, once each.
 
     Raises:
         InputError: two different ones stand for the same thing: pools, settings or numbers of sources are mixed.
     """
-    cells, known = cells_of(mode), dict[tuple[str, int, str], Outcome]()
+    cells, known = {_called(cell, by) for cell in cells_of(mode)}, dict[tuple[str, int, str], Outcome]()
     for one in outcomes:
         cell = one.cell
         if (
@@ -67,8 +67,13 @@ def candidates(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
     return list(known.values())
 
 
+def _called(cell: str, by: str) -> str:
+    """As sweeps call a cell whose sources were chosen so."""
+    return cell if by == "measured" else f"{cell}, by {by}"
+
+
 def evidence_from(
-    outcomes: Sequence[Outcome], *, task: str, target: str, mode: str, origin: str
+    outcomes: Sequence[Outcome], *, task: str, target: str, mode: str, origin: str, by: str = "measured"
 ) -> dict[str, Evidence]:
     """What a store says of `auto`'s candidates for other targets than this one.
 
@@ -78,6 +83,8 @@ def evidence_from(
         target: the locale that is to be decided for.
         mode: ExcTar or IncTar.
         origin: how the store is called.
+        by: how sources are chosen; where the store has no merges of such, those of sources chosen by labels stand in, and
+            the origin says so.
 
     Raises:
         InputError: it knows nothing of any candidate, or mixes pools.
@@ -86,8 +93,15 @@ def evidence_from(
     own = [
         one for one in outcomes if one.run is not None and one.run.task == task and one.cell.target != target
     ]
-    gains = [(cells[o.cell.name], o.cell.target, o.gain) for o in candidates(own, mode) if o.gain is not None]
+    names = {_called(cell, by): name for cell, name in cells.items()}
+    gains = [
+        (names[o.cell.name], o.cell.target, o.gain) for o in candidates(own, mode, by) if o.gain is not None
+    ]
     found = evidence_of(gains, origin)
+    if not found and by != "measured":
+        return evidence_from(
+            outcomes, task=task, target=target, mode=mode, origin=f"{origin}, sources chosen by labels"
+        )
     if not found:
         raise InputError(
             f"{origin} has no cells of auto's candidates ({', '.join(cells)}) for two other targets of {task}, {mode}: "

@@ -119,6 +119,7 @@ def _evidence(store: str, sweep: str | None, question: Any) -> Any:
         target=question.target,
         mode=question.mode,
         origin=f"the store {store}",
+        by=question.selector,
     )
     # Of candidates that sweeps do not have (refined) there is langmerge's own.
     return {**measured(question.mode, without=question.target), **found}
