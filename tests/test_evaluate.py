@@ -149,13 +149,18 @@ def test_rows_that_come_back_in_any_order_fill_their_places(
 
     monkeypatch.setattr(module, "executed", backwards)
     spread = transfer_matrix(
-        PoolEvaluator(pool, task), locales=LOCALES, executor="ray", address="head:6379", data=Path("data")
+        PoolEvaluator(pool, task),
+        locales=LOCALES,
+        executor="ray",
+        address="head:6379",
+        gpus=0.5,
+        data=Path("data"),
     )
     np.testing.assert_array_equal(spread.values, local.values)
     assert (spread.sources, spread.targets) == (local.sources, LOCALES)
     assert spread.provenance == local.provenance
     ((work, items, where),) = asked
-    assert (work, where) == (evaluate_row, {"executor": "ray", "address": "head:6379"})
+    assert (work, where) == (evaluate_row, {"executor": "ray", "address": "head:6379", "gpus": 0.5})
     assert items == [
         RowWork(pool.root.absolute(), Path("data"), expert, LOCALES, "dev", None) for expert in pool.locales
     ]

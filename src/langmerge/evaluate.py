@@ -355,7 +355,10 @@ def transfer_matrix(
         "task": evaluator.task.name,
         "revision": evaluator.task.revision,
         "limit": limit,
-        "experts": {expert: folder_signature(pool.expert(expert)) for expert in pool.locales},
+        # Of those whose models are there still: their logits may have been kept without them.
+        "experts": {
+            one: folder_signature(pool.expert(one)) for one in pool.locales if pool.expert(one).is_dir()
+        },
         "signature": signature([own for row in sorted(signatures) for own in signatures[row]]),
     }
     matrix = TransferMatrix(pool.locales, columns, values, split, provenance=provenance)

@@ -138,6 +138,6 @@ def test_a_sweep_whose_effects_are_predicted(
     )  # fmt: skip
     assert decided.code == 0, decided.err
     record = json.loads((tmp_path / "model" / "langmerge_decision.json").read_text())
-    assert record["evidence"]["linear"]["origin"] == f"the store {out}"
+    assert record["evidence"]["linear"]["origin"] == f"the store {out}, sources chosen by labels"
     assert record["evidence"]["linear"]["targets"] == 3
     assert record["evidence"]["wudi"]["origin"].startswith("MASSIVE")

@@ -116,14 +116,6 @@ def test_a_mean_that_does_not_exist_is_found_beforehand(raw_pool: Path) -> None:
     assert same == fault
 
 
-def test_t_and_coefficients_that_say_something_else(raw_pool: Path) -> None:
-    two = {name: raw_pool / name for name in ("de-DE", "fr-FR")}
-    changes: dict[str, Any] = {"method": "slerp", "sources": two, "parameters": {"t": 0.1}}
-    (fault,) = faults_of(raw_pool, **changes, coefficients={"de-DE": 0.1, "fr-FR": 0.9})
-    assert fault == "slerp has t, and coefficients that say something else: leave one of them out"
-    assert make_plan(recipe_of(raw_pool, **changes, coefficients={"de-DE": 0.5, "fr-FR": 0.5})).written
-
-
 def test_labels_in_another_order_whose_rows_are_not_known(tmp_path: Path) -> None:
     """XLM's head keeps its labels in sequence_summary.summary, which in XLNet is no head at all."""
     for name, expected in (

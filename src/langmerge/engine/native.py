@@ -107,11 +107,6 @@ def _method_faults(recipe: Recipe, faults: list[str]) -> dict[str, Any]:
         wanted = f"exactly {low}" if low == high else f"at least {low}"
         faults.append(f"{recipe.method} merges {wanted} source{'s' * (low != 1)}, the recipe has {n}")
         return {}
-    numbers = recipe.coefficients.values.values() if recipe.coefficients is not None else ()
-    if recipe.parameters.get("t") is not None and any(len(set(row.values())) > 1 for row in numbers):
-        faults.append(
-            f"{recipe.method} has t, and coefficients that say something else: leave one of them out"
-        )
     found = len(faults)
     # These two bound each other: neither may be checked against the other's default where both are given.
     window: dict[str, Any] = {
