@@ -1,7 +1,7 @@
 """The decision: merge for a target or not, and how."""
 
 from langmerge.auto.evidence import Evidence
-from langmerge.auto.pilot import Question
+from langmerge.auto.question import Question
 from langmerge.auto.run import RECORD, Decision, decide
 
 __all__ = ["RECORD", "Decision", "Evidence", "Question", "decide"]

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from langmerge.auto.evidence import Evidence
 from langmerge.auto.features import TEXTS, PoolFeatures
 from langmerge.auto.measured import measured
 from langmerge.auto.options import OWN, Option, options
+from langmerge.auto.question import Question
 from langmerge.checkpoint import folder_signature
 from langmerge.choosing import Wish, choose
 from langmerge.engine import make_plan, merge, recipe_payload
@@ -25,18 +26,15 @@ from langmerge.evaluate import PoolEvaluator, transfer_matrix
 from langmerge.learned.settings import settings_of
 from langmerge.measuring import head_statistics
 from langmerge.models import load_classifier
-from langmerge.pool import Pool
 from langmerge.progress import Progress, silent
 from langmerge.recipe import Recipe
 from langmerge.results import Logits, signature, soft_vote
 from langmerge.scoring import ResidentClassifier
 from langmerge.selection import FROM_MATRIX, Selection
 from langmerge.similarities import PoolSelectors
-from langmerge.tasks import Task, Unlabelled, task_text
+from langmerge.tasks import Unlabelled, task_text
 from langmerge.tasks.task import drawn_rows
-from langmerge.training import Refinement, refine_folder
-
-Labels = Literal["dev", "none"]
+from langmerge.training import refine_folder
 
 LEARN: Mapping[str, Any] = {
     "groups": "block", "objective": "teacher", "steps": 60, "batch_size": 32, "lr": 5e-3, "check_every": 20, "anchor": 0.0,
@@ -49,59 +47,6 @@ LOOKED_AT = TEXTS
 
 ALLOWED = 0.15
 """By how much less than the best single expert a merge may agree with the sources' vote: beyond, it is broken."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be decided, and with what.
-
-    Attributes:
-        pool: of the experts.
-        task: the pool's, loaded.
-        target: the locale.
-        data: where the task's data is.
-        labels: `dev`: labelled dev rows of the target choose; `none`: nothing of the target is looked at but its text.
-        rows: at most so many labelled rows.
-        k: number of sources.
-        by: selector; by default `measured` with labels, else `composite`.
-        include_target: IncTar; by default where the pool has the target's own expert.
-        statistics: the experts may be run on the task's train text of the target, without labels.
-        text: unlabelled text of the target to refine on; none: nothing is refined.
-        refinement: how.
-        learned: learn coefficients on the text too. Not by default: it costs minutes, and has lost to equal weights.
-        evidence: gains elsewhere, by candidate; those of `langmerge.auto.measured` by default, without the target.
-        effects: a file of `langmerge.auto.effect`: gains predicted for this target stand in for those elsewhere, of the
-            candidates for which it was seen that this is better.
-        test: report the choice and the reference on test, once.
-    """
-
-    pool: Pool
-    task: Task
-    target: str
-    data: Path | None = None
-    labels: Labels = "dev"
-    rows: int = 500
-    k: int = 5
-    by: str | None = None
-    include_target: bool | None = None
-    statistics: bool = True
-    text: Unlabelled | None = None
-    refinement: Refinement = field(default_factory=lambda: Refinement(rounds=2))
-    learned: bool = False
-    evidence: Mapping[str, Evidence] | None = None
-    effects: Path | None = None
-    test: bool = False
-
-    @property
-    def mode(self) -> str:
-        """ExcTar or IncTar."""
-        own = self.target in self.pool.locales if self.include_target is None else self.include_target
-        return "IncTar" if own else "ExcTar"
-
-    @property
-    def selector(self) -> str:
-        """By which sources are chosen."""
-        return self.by or ("measured" if self.labels == "dev" else "composite")
 
 
 class Pilot:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from langmerge.auto.decision import MARGIN, Judged, Rung, simplest_best
-from langmerge.auto.pilot import Pilot, Question
+from langmerge.auto.pilot import Pilot
+from langmerge.auto.question import Question
 from langmerge.checkpoint import check_output, check_outside, folder_signature, new_folder
 from langmerge.progress import Progress, silent
 from langmerge.results import signature
