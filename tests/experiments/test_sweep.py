@@ -248,6 +248,8 @@ def test_an_estimate_counts_what_a_run_would_do(
     assert (len(told.untrained.get(0, ())), rows) == (expected["untrained"], expected["measuring"])
     assert told.done == expected["done"]
     assert told.due == told.cells - told.done
+    # What experts of other settings took says nothing of these.
+    assert told.training.tried == (expected["untrained"] > 0)
 
 
 def test_cells_of_a_target_are_known_while_another_has_no_expert(place: Path, tmp_path: Path) -> None:

@@ -223,7 +223,10 @@ class _Counted:
             for training in self.grid.trainings
             if ((root := pool_folder(self.grid, self.out, training.seed)) / "pool.yaml").exists()
             for one in Pool.load(root).experts.values()
+            # Of other settings they take another time.
             if "seconds" in one.training
+            and one.training.get("settings", {}).get("epochs") == training.epochs
+            and one.training.get("settings", {}).get("batch_size") == training.batch_size
         ]
         if finished:
             return Cost(missing * sum(finished) / len(finished))
